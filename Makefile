@@ -1,0 +1,26 @@
+# make demo   install, then train on real scans and draw digits       (RETRAIN=1 trains again)
+# make test   install, lint, run all tests
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(RUN) demo/digits.py $(if $(RETRAIN),--retrain)
+
+test: lint
+	$(RUN) -m pytest
+
+lint: $(VENV)/.installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) output
