@@ -1,0 +1,188 @@
+"""What every generator type shares: its place in the fractal, its contract, and the canvas loop that samples.
+
+A generator turns the pictures of its level into patches, and its incoming conditions into the patches' conditions.
+A new type needs `forward`, `start` and `predict` (and `plan`, `order` where they are not raster, one patch a step):
+
+    @register_generator("mine", hands_down=1)
+    class Mine(Generator): ...
+
+Letters: N pictures at this level, p patch side, C = 3 * p * p, L patches a picture, K conditions, D width,
+R rows (patches) that reach the next level, k patches decided in one step, h halves (2 with guidance, else 1).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.guidance import Guidance
+from models.noise import Noise
+from models.patches import put, unpatchify
+
+
+@dataclass(frozen=True)
+class LevelSpec:
+    """One level of the fractal. Sizes in pixels; `cond_dim` is the width of the conditions that come in."""
+
+    index: int
+    img_size: int
+    patch_size: int
+    embed_dim: int
+    num_blocks: int
+    num_heads: int
+    cond_dim: int
+    num_conds: int
+    guiding_pixel: bool
+    attn_dropout: float
+    proj_dropout: float
+    grad_checkpointing: bool
+
+    @property
+    def grid(self) -> int:
+        return self.img_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid**2
+
+    @property
+    def patch_dim(self) -> int:
+        return 3 * self.patch_size**2
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which patches of a MAR level are predicted. masked: (N, L) bool. rows: (R,) int64, their numbers, ascending,
+    counted through all pictures; its length is known on the host."""
+
+    masked: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, masked: Tensor) -> "Mask":
+        """From (N, L), 1 = masked. Reads the number of masked patches back to the host."""
+        masked = masked.bool()
+        return cls(masked, masked.flatten().nonzero().squeeze(1))  # sync
+
+    @classmethod
+    def of_counts(cls, counts: np.ndarray, order: Tensor) -> "Mask":
+        """Masks the `counts[n]` (host) first patches in the order of the numbers `order` (N, L)."""
+        rank = order.argsort(dim=-1, stable=True).argsort(-1)
+        masked = rank < torch.from_numpy(counts).to(order.device, non_blocking=True)[:, None]
+        rows = masked.flatten().to(torch.uint8).argsort(dim=0, descending=True, stable=True)[: int(counts.sum())]
+        return cls(masked, rows)
+
+    def to(self, device: torch.device) -> "Mask":
+        return Mask(self.masked.to(device, non_blocking=True), self.rows.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What one forward pass decides, said instead of read off `module.training`.
+
+    masks   a Mask for each level, None where the level has none or is to draw it; None: all levels draw
+    train   draw masks as in training, else as in evaluation (SPEC section 3)
+    dither  standard deviation, in levels, of the noise added to a guiding pixel before rounding
+    """
+
+    masks: Sequence[Mask | None] | None = None
+    train: bool = True
+    dither: float = 0.01
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What goes down: pictures (R, 3, p, p), conditions, each (R, D), and the guiding head's nll (N, 3) or None."""
+
+    pictures: Tensor
+    conds: list[Tensor]
+    guiding_nll: Tensor | None = None
+
+
+class Generator(nn.Module):
+    """One level's generator. `spec` is its place; `hands_down` the number of conditions that it gives each patch."""
+
+    hands_down: int
+
+    def __init__(self, spec: LevelSpec):
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, pictures: Tensor, conds: Sequence[Tensor], choices: Choices) -> Handed:
+        """Teacher-forced: normalised pictures (N, 3, H, H) and conditions, each (N, cond_dim) -> what goes down."""
+        raise NotImplementedError
+
+    def run(self, x: Tensor) -> Tensor:
+        """The transformer blocks alone, on embedded tokens (N, T, D): what the cost report counts."""
+        raise NotImplementedError
+
+    def draw_mask(self, noise: Noise, train: bool) -> Mask | None:
+        """The mask that `noise` decides, None for a type whose patches all go down."""
+        return None
+
+    def start(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise):
+        """Sampling state of N pictures, whatever `predict` wants: conditions, each (h * N, cond_dim), caches, …"""
+        raise NotImplementedError
+
+    def predict(self, state, canvas: Tensor, order: Tensor, begin: int, end: int) -> list[Tensor]:
+        """Conditions, each (h * N * k, D), of the patches order[:, begin:end], given the canvas (N, L, C)
+        on which order[:, :begin] are known. Rows: half, picture, patch."""
+        raise NotImplementedError
+
+    def plan(self, num_iter: int) -> Iterator[tuple[int, int, float]]:
+        """The steps: places [begin, end) of the order, and the progress in [0, 1] that guidance follows."""
+        length = self.spec.num_patches
+        for step in range(length):
+            yield step, step + 1, (step + 1) / length
+
+    def order(self, noise: Noise) -> Tensor:
+        """(N, L) patch numbers in the order in which they are decided."""
+        numbers = torch.arange(self.spec.num_patches, device=noise.order.device)
+        return numbers.expand(noise.order.shape[0], -1)
+
+    def draw(
+        self,
+        conds: Sequence[Tensor],
+        child: nn.Module,
+        guidance: Guidance,
+        noise: Noise,
+        num_iter_list: Sequence[int],
+        on_step: Callable | None = None,
+    ) -> Tensor:
+        """Depth-first sampling: conditions, each (h * N, cond_dim) -> normalised pictures (N, 3, H, H).
+
+        `on_step(step, num_steps, canvas)` is called after each step with the canvas (N, 3, H, H) so far.
+        """
+        spec, (num_iter, *deeper) = self.spec, num_iter_list
+        weight = next(self.parameters())
+        order = self.order(noise)
+        canvas = weight.new_zeros(*order.shape, spec.patch_dim)
+        state = self.start(conds, guidance, noise)
+        steps = list(self.plan(num_iter))
+        for step, (begin, end, progress) in enumerate(steps):
+            where = order[:, begin:end]  # (N, k)
+            handed = self.predict(state, canvas, order, begin, end)
+            step_guidance = guidance.at(progress) if spec.index == 0 else guidance
+            patches = child.draw(handed, step_guidance, noise.at(where), deeper)  # (N * k, 3, p, p)
+            canvas = put(canvas, where, patches.reshape(*where.shape, -1).to(canvas.dtype))
+            if on_step is not None:
+                on_step(step, len(steps), unpatchify(canvas, spec.patch_size))
+        return unpatchify(canvas, spec.patch_size)
+
+
+GENERATORS: dict[str, type[Generator]] = {}
+
+
+def register_generator(name: str, hands_down: int) -> Callable[[type[Generator]], type[Generator]]:
+    """Class decorator: makes a Generator available as `name` in `generator_type_list`."""
+
+    def add(cls: type[Generator]) -> type[Generator]:
+        if name in GENERATORS:
+            raise ValueError(f"generator type {name!r} is registered already")
+        cls.hands_down = hands_down
+        GENERATORS[name] = cls
+        return cls
+
+    return add

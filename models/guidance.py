@@ -1,0 +1,71 @@
+"""Classifier-free guidance of a 256-way softmax: scale, schedule, filter, draw (SPEC section 5).
+
+Letters: N rows; logits are float32. A doubled batch holds the class-conditional rows, then the unconditional ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+SCHEDULES = ("linear", "constant")
+
+
+def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """One draw a row: probabilities (N, 256), uniforms (N,) in [0, 1) -> values (N,) int64; never one of probability 0."""
+    cdf = probs.cumsum(-1)
+    threshold = uniforms[:, None] * cdf[:, -1:]
+    return torch.searchsorted(cdf, threshold, right=True).squeeze(-1).clamp(max=probs.shape[-1] - 1)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How logits become draws.
+
+    scale             guidance scale w >= 1: uncond + w (cond - uncond); 1 means no guidance and no second half
+    schedule          "linear": 1 + (scale - 1) * progress at level 0; "constant": scale
+    temperature       multiplies the logits, above 1 is sharper
+    filter_threshold  where the conditional probability is below it, the unconditional logit is lifted
+    pick              (probs (N, 256), uniforms (N,)) -> (N,) int64
+    """
+
+    scale: float = 1.0
+    schedule: str = "linear"
+    temperature: float = 1.0
+    filter_threshold: float = 1e-4
+    pick: Callable[[Tensor, Tensor], Tensor] = inverse_cdf
+    doubled: bool = False
+
+    @classmethod
+    def create(cls, scale, schedule, temperature, filter_threshold, pick=inverse_cdf) -> "Guidance":
+        """Checks the settings, each with a ValueError that names it, and decides once whether the batch is doubled."""
+        if not scale >= 1:
+            raise ValueError(f"guidance scale (cfg) {scale} is below 1; 1 turns guidance off")
+        if schedule not in SCHEDULES:
+            raise ValueError(f"unknown guidance schedule {schedule!r}; one of {', '.join(SCHEDULES)}")
+        if not temperature > 0:
+            raise ValueError(f"temperature {temperature} must be above 0")
+        if not 0 <= filter_threshold <= 1:
+            raise ValueError(f"filter_threshold {filter_threshold} must be from 0 to 1")
+        return cls(scale, schedule, temperature, filter_threshold, pick, doubled=scale != 1)
+
+    def at(self, progress: float) -> "Guidance":
+        """The guidance of a step of level 0 with that share of its patches known."""
+        if self.schedule == "constant":
+            return self
+        return replace(self, scale=1 + (self.scale - 1) * progress)
+
+    def double(self, x: Tensor) -> Tensor:
+        """Rows that both halves share, once for each half."""
+        return torch.cat([x, x]) if self.doubled else x
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits (2N or N, 256) -> probabilities (N, 256)."""
+        logits = logits * self.temperature
+        if self.doubled:
+            cond, uncond = logits.chunk(2)
+            lifted = torch.maximum(uncond, cond - cond.amax(-1, keepdim=True) + uncond.amax(-1, keepdim=True))
+            uncond = torch.where(cond.softmax(-1) < self.filter_threshold, lifted, uncond)
+            logits = uncond + self.scale * (cond - uncond)
+        return logits.softmax(-1)

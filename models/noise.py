@@ -1,0 +1,73 @@
+"""A picture's randomness, all of it, drawn before the picture is.
+
+Every node of the fractal tree (the picture, each patch of each level, each pixel) owns five uniform numbers in [0, 1):
+its place in its parent's random order, its number of masked patches, and one for each of R, G, B.
+The numbers of one depth lie in a map over the picture, and the maps are cut into patches along with the canvas,
+so a number reaches the pixel that it belongs to whatever else is in the batch.
+
+Letters: N pictures, g patches a side at this level, L = g * g, k patches taken.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.patches import patchify
+
+ORDER, COUNT, COLOUR = slice(0, 1), slice(1, 2), slice(2, 5)
+NUMBERS = 5
+
+
+class Noise:
+    """The uniforms of N pictures at one level: `maps[d]` is (N, 5, s_d, s_d) float32 with s_0 = 1, s_1 = g, …, pixels."""
+
+    def __init__(self, maps: Sequence[Tensor]):
+        self.maps = list(maps)
+        self._cut = None
+
+    @classmethod
+    def of_pictures(cls, seed: int, indices: Sequence[int], sizes: Sequence[int], device=None) -> "Noise":
+        """Noise of pictures number `indices` of `seed`, for a model with picture sizes `sizes`.
+
+        Counter-based (NumPy's Philox, keyed by seed and index): picture i is the same in every batch and process.
+        """
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed {seed} is out of range; it must be from 0 to 2**63 - 1")
+        sides = [sizes[0] // size for size in sizes]
+        per_picture = sum(NUMBERS * side * side for side in sides)
+        flat = np.empty((len(indices), per_picture), dtype=np.float32)
+        for row, index in zip(flat, indices, strict=True):
+            np.random.Generator(np.random.Philox(key=[seed, int(index)])).random(out=row, dtype=np.float32)
+        split = torch.from_numpy(flat).to(device, non_blocking=True).split([NUMBERS * s * s for s in sides], dim=1)
+        return cls([part.unflatten(1, (NUMBERS, s, s)) for part, s in zip(split, sides, strict=True)])
+
+    @property
+    def order(self) -> Tensor:
+        """(N, L): the patches' places in this level's order."""
+        return self.maps[1][:, ORDER].flatten(1)
+
+    @property
+    def count(self) -> Tensor:
+        """(N,): decides how many patches are masked."""
+        return self.maps[0][:, COUNT].flatten()
+
+    @property
+    def colour(self) -> Tensor:
+        """(N, 3): draws R, G, B of the guiding pixel, or of the pixel itself at the bottom."""
+        return self.maps[0][:, COLOUR].flatten(1)
+
+    def at(self, where: Tensor) -> "Noise":
+        """Noise of the patches `where` (N, k), row-major: N * k pictures of the next level."""
+        first = torch.arange(where.shape[0], device=where.device) * self.maps[1][0, 0].numel()
+        return self.rows((first[:, None] + where).flatten())
+
+    def rows(self, rows: Tensor) -> "Noise":
+        """Noise of the patches number `rows` (R,), counted through all pictures: R pictures of the next level."""
+        if self._cut is None:
+            grid = self.maps[1].shape[-1]
+            sides = [m.shape[-1] // grid for m in self.maps[1:]]
+            cut = [patchify(m, s).unflatten(2, (NUMBERS, s, s)) for m, s in zip(self.maps[1:], sides, strict=True)]
+            self._cut = [m.flatten(0, 1) for m in cut]  # (N * L, 5, s, s) each
+        return Noise([m[rows] for m in self._cut])

@@ -1,0 +1,140 @@
+"""From class labels to pictures: what `model.generate` does around the sampler.
+
+Letters: B pictures, H picture side, D width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from models.noise import Noise
+from util.pixels import to_numpy, to_pil
+
+OUTPUT_TYPES = {"pil": to_pil, "np": to_numpy, "pt": lambda pictures: pictures}
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What `generate` uses where its caller says nothing; presets carry the best published settings."""
+
+    num_inference_steps: tuple[int, ...]
+    guidance_scale: float = 1.0
+    guidance_schedule: str = "linear"
+    temperature: float = 1.0
+    filter_threshold: float = 1e-4
+
+    @classmethod
+    def of_sizes(cls, sizes: Sequence[int]) -> "SamplingDefaults":
+        """One step a patch, at most 64, at each level of picture sides `sizes`."""
+        return cls(tuple(min(64, (a // b) ** 2) for a, b in pairwise(sizes)))
+
+
+def validate_num_iters(num_iter_list: Sequence[int], num_levels: int) -> None:
+    """Raises ValueError unless there is one positive number of steps for each level above the pixel."""
+    if len(num_iter_list) != num_levels or any(n < 1 for n in num_iter_list):
+        given = ",".join(map(str, num_iter_list))
+        raise ValueError(f"num_iter_list {given} must be {num_levels} positive numbers, the steps of each level")
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Dropout off inside; every submodule's mode as it was afterwards, also after an exception."""
+    was_training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m in was_training:
+            m.training = True
+
+
+@torch.no_grad()
+def generate(
+    model,
+    class_labels: int | Sequence[int] | Tensor | None = None,
+    *,
+    num_pictures: int | None = None,
+    guidance_scale: float | None = None,
+    guidance_schedule: str | None = None,
+    num_inference_steps: Sequence[int] | None = None,
+    temperature: float | None = None,
+    filter_threshold: float | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    indices: Sequence[int] | None = None,
+    output_type: str = "pil",
+    callback_on_step_end: Callable[[int, int, Tensor], None] | None = None,
+    progress_bar: bool = True,
+):
+    """Draws one picture for each class label. Settings left out are the model's best published ones.
+
+    class_labels          0..class_num-1, one for each picture; None: unconditional, `num_pictures` of them (default 1)
+    guidance_scale        1 = no guidance; see models/guidance.py for it, guidance_schedule, temperature, filter_threshold
+    num_inference_steps   one number of steps for each level above the pixel
+    seed / generator      picture i of a seed is the same whatever else is drawn with it; a generator gives a seed
+    indices               the pictures' numbers i within the seed; default 0, 1, …
+    output_type           "pil": list of RGB pictures; "np": uint8 (B, H, H, 3); "pt": normalised float (B, 3, H, H)
+    callback_on_step_end  called with (step, number of steps, canvas (B, 3, H, H)) after each step of level 0
+
+    Raises ValueError for a setting or label out of range.
+    """
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"unknown output_type {output_type!r}; one of {', '.join(OUTPUT_TYPES)}")
+    defaults = model.sampling_defaults
+    labels = _check_labels(class_labels, model.class_num)
+    if labels is None:
+        n = 1 if num_pictures is None else num_pictures
+        if guidance_scale not in (None, 1, 1.0):
+            raise ValueError(f"guidance_scale {guidance_scale} needs class_labels; unconditional pictures have 1")
+        scale = 1.0
+    else:
+        n = len(labels)
+        if num_pictures not in (None, n):
+            raise ValueError(f"num_pictures {num_pictures} contradicts the {n} class_labels")
+        scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+    indices = range(n) if indices is None else indices
+    if len(indices) != n:
+        raise ValueError(f"indices must hold one number for each of the {n} pictures, got {len(indices)}")
+
+    unconditional = model.fake_latent.repeat(n, 1)
+    device = unconditional.device
+    cond = unconditional if labels is None else model.class_emb(torch.tensor(labels, device=device))
+    if scale != 1 and labels is not None:
+        cond = torch.cat([cond, unconditional])
+    if seed is None:
+        seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    bar = tqdm(desc="sampling", unit="step", disable=not progress_bar)
+
+    def on_step(step: int, num_steps: int, canvas: Tensor) -> None:
+        bar.total = num_steps
+        bar.update()
+        if callback_on_step_end is not None:
+            callback_on_step_end(step, num_steps, canvas)
+
+    with bar:
+        pictures = model.sample(
+            [cond] * model.num_conds,
+            defaults.num_inference_steps if num_inference_steps is None else num_inference_steps,
+            scale,
+            defaults.guidance_schedule if guidance_schedule is None else guidance_schedule,
+            defaults.temperature if temperature is None else temperature,
+            defaults.filter_threshold if filter_threshold is None else filter_threshold,
+            noise=Noise.of_pictures(seed, indices, model.noise_sizes, device),
+            on_step=on_step,
+        )
+    return OUTPUT_TYPES[output_type](pictures)
+
+
+def _check_labels(labels, class_num: int) -> list[int] | None:
+    if labels is None:
+        return None
+    labels = torch.as_tensor(labels).flatten().tolist()
+    for label in labels:
+        if not (isinstance(label, int) and 0 <= label < class_num):
+            raise ValueError(f"class label {label} is out of range; the model has classes 0 to {class_num - 1}")
+    return labels

@@ -1,0 +1,46 @@
+"""Fixtures and tiny models that several test files use."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+import torch
+
+from models.fractalgen import FractalGen
+
+TINY = {
+    "ar": dict(generator_type_list=["ar", "ar", "ar"], num_conds=1),
+    "mar": dict(generator_type_list=["mar", "mar", "ar"], num_conds=5),
+    "mar over ar": dict(generator_type_list=["mar", "ar", "ar"], num_conds=5),
+    "ar over mar": dict(generator_type_list=["ar", "mar", "ar"], num_conds=1),
+    "guided": dict(generator_type_list=["mar", "mar", "ar"], num_conds=3, guiding_pixel=True),
+}
+
+
+def tiny_model(kind: str = "mar", **changes) -> FractalGen:
+    """A seeded model for 8 px with 2 px patches, in eval mode."""
+    torch.manual_seed(0)
+    config = dict(
+        img_size_list=[8, 2, 1],
+        embed_dim_list=[32, 16, 16],
+        num_blocks_list=[2, 1, 1],
+        num_heads_list=[2, 2, 2],
+        class_num=4,
+    )
+    return FractalGen(**{**config, **TINY[kind], **changes}).eval()
+
+
+@pytest.fixture(params=TINY)
+def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def random_levels(n: int, size: int, seed: int = 0) -> torch.Tensor:
+    """uint8 pictures (n, 3, size, size)."""
+    return torch.randint(0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)

@@ -1,0 +1,35 @@
+import torch
+
+from conftest import random_levels, tiny_model
+from models.generator import Choices
+from models.guidance import Guidance
+from models.noise import Noise
+from models.patches import patchify
+from util.pixels import normalize
+
+
+def test_cached_sampling_steps_equal_the_teacher_forced_pass():
+    model = tiny_model("ar")
+    generator, conds = model.generator, [torch.randn(2, 32)]
+    pictures = normalize(random_levels(2, 8))
+    canvas = patchify(pictures, 2)
+    noise = Noise.of_pictures(0, range(2), model.noise_sizes)
+    state = generator.start(conds, Guidance(), noise)
+    order = generator.order(noise)
+    steps = [generator.predict(state, canvas, order, begin, end)[0] for begin, end, _ in generator.plan(1)]
+    forced = generator(pictures, conds, Choices()).conds[0].view(2, 16, -1)
+    torch.testing.assert_close(torch.stack(steps, 1), forced, rtol=1e-4, atol=1e-5)
+
+
+def test_a_patch_sees_only_the_past():
+    generator, conds = tiny_model("ar").generator, [torch.randn(1, 32)]
+    pictures = normalize(random_levels(1, 8))
+    changed = pictures.clone()
+    changed[:, :, 4:] = 0  # patches 8 to 15
+    before, after = (generator(x, conds, Choices()).conds[0] for x in (pictures, changed))
+    assert torch.equal(before[:9], after[:9])
+    assert not torch.equal(before[9], after[9])
+
+
+def test_progress_is_the_share_of_patches_known():
+    assert [p for *_, p in tiny_model("ar").generator.plan(3)] == [(s + 1) / 16 for s in range(16)]

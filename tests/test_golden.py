@@ -1,0 +1,189 @@
+"""Every case of GOLDEN_DIR (default: tests/golden) comes out of our models: SPEC.md section 8."""
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import fractalgen
+from models.fractalgen import FractalGen
+from models.generator import Mask
+from models.guidance import Guidance
+from models.mar import MAR, cosine_plan
+from models.noise import NUMBERS, ORDER, Noise
+from models.pixelloss import PixelLoss
+from util.crop import center_crop_arr
+from util.lr_sched import learning_rate
+from util.pixels import normalize, to_uint8
+
+GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
+TABLES = {"schedules", "state_dicts"}
+CASES = sorted(path.stem for path in GOLDEN_DIR.glob("*.json") if path.stem not in TABLES)
+RELATIVE = 1e-4
+
+
+class Case:
+    def __init__(self, name: str):
+        self.meta = json.loads((GOLDEN_DIR / f"{name}.json").read_text())
+        self.arrays = dict(np.load(GOLDEN_DIR / f"{name}.npz"))
+
+    def model(self) -> FractalGen:
+        no_dropout = dict(attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.0)
+        model = FractalGen(**{**self.meta["config"], **no_dropout, "r_weight": self.meta["r_weight"]})
+        model.load_state_dict(self.tensors("weights/"), strict=True)
+        return model
+
+    def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+        return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in self.arrays.items() if k.startswith(prefix)}
+
+    def masks(self, model: FractalGen, mode: str) -> list[Mask | None]:
+        recorded = iter([self.arrays[f"{mode}/mask{i}"] for i in range(99) if f"{mode}/mask{i}" in self.arrays])
+        return [Mask.of(torch.from_numpy(next(recorded))) if isinstance(g, MAR) else None for g in model.generators]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request) -> Case:
+    return Case(request.param)
+
+
+def test_there_are_cases_to_check():
+    assert CASES, f"no *.json in {GOLDEN_DIR}"
+
+
+def close(ours: torch.Tensor, golden, what: str) -> None:
+    golden = torch.as_tensor(golden)
+    scale = golden.double().abs().max().clamp(min=1e-3)
+    worst = (ours.double() - golden.double()).abs().max() / scale
+    assert ours.shape == golden.shape, what
+    assert worst < RELATIVE, f"{what}: off by {worst:.1e} of the largest value"
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_forward_and_gradients(case: Case, mode: str, monkeypatch):
+    model = case.model().train(mode == "train")
+    handed, logits = [], []
+    for generator in model.generators:
+        generator.register_forward_hook(lambda module, args, out: handed.append(out))
+    plain_logits = PixelLoss.logits
+    monkeypatch.setattr(PixelLoss, "logits", lambda *args: logits.append(plain_logits(*args)) or logits[-1])
+    pictures = normalize(torch.from_numpy(case.arrays["u8"]))
+    labels = torch.from_numpy(case.arrays["labels"])
+
+    loss = model(pictures, labels, masks=case.masks(model, mode), dither=0.0)
+    loss.backward()
+
+    close(loss.detach(), case.arrays[f"{mode}/loss"], "loss")
+    assert loss.item() == pytest.approx(case.meta[f"loss_{mode}"], rel=RELATIVE)
+    for level, out in enumerate(handed):
+        for j, cond in enumerate(out.conds):
+            key = f"{mode}/level{level}/cond{j}"
+            close(cond.detach()[:96], case.arrays[key], key)
+            assert cond.norm().item() == pytest.approx(float(case.arrays[f"{key}_norm"]), rel=RELATIVE)
+        assert f"{mode}/level{level}/cond{len(out.conds)}" not in case.arrays
+    for i, ours in enumerate(logits):
+        close(ours.detach()[:48], case.arrays[f"{mode}/logits{i}"], f"logits{i}")
+    assert f"{mode}/logits{len(logits)}" not in case.arrays
+
+    golden = {
+        k.removeprefix(f"{mode}/gradnorm/"): float(v)
+        for k, v in case.arrays.items()
+        if "/gradnorm/" in k and k.startswith(mode)
+    }
+    parameters = dict(model.named_parameters())
+    assert golden.keys() <= parameters.keys()
+    assert len(golden) > 10
+    largest = max(golden.values())
+    for name, norm in golden.items():
+        grad = parameters[name].grad
+        ours = 0.0 if grad is None else grad.norm().item()
+        assert ours == pytest.approx(norm, rel=1e-3, abs=1e-6 * largest), name
+
+
+def raster_noise(sizes: list[int], n: int) -> Noise:
+    """Noise under which the last patch of every level comes first (the golden files list an order masked-last first)."""
+    maps = [torch.full((n, NUMBERS, 1, 1), 0.5)]
+    for size, patch in pairwise(sizes):
+        grid, parents = size // patch, maps[-1].shape[-1]
+        places = torch.arange(grid * grid).flip(0).view(grid, grid) / grid**2
+        level = torch.full((n, NUMBERS, grid * parents, grid * parents), 0.5)
+        level[:, ORDER] = places.repeat(parents, parents)
+        maps.append(level)
+    return Noise(maps)
+
+
+def test_sampling_equals_golden_exactly(case: Case):
+    model = case.model().eval()
+    labels = torch.from_numpy(case.arrays["labels"])
+    assert case.meta["samples"]
+    for number, settings in enumerate(case.meta["samples"]):
+        cond = model.class_emb(labels)
+        if settings["cfg"] != 1.0:
+            cond = torch.cat([cond, model.fake_latent.repeat(len(labels), 1)])
+        pictures = model.sample(
+            [cond] * model.num_conds,
+            settings["num_iter_list"],
+            settings["cfg"],
+            settings["cfg_schedule"],
+            settings["temperature"],
+            settings["filter_threshold"],
+            noise=raster_noise(model.img_size_list, len(labels)),
+            pick=lambda probs, uniforms: probs.argmax(-1),
+        )
+        golden = torch.from_numpy(case.arrays[f"sample{number}"])
+        assert torch.equal(to_uint8(pictures), golden), f"sample{number}"
+
+
+def pieces() -> dict[str, np.ndarray]:
+    path = GOLDEN_DIR / "pieces.npz"
+    return dict(np.load(path if path.exists() else Path(__file__).parent / "golden" / "pieces.npz"))
+
+
+def table(name: str):
+    path = GOLDEN_DIR / f"{name}.json"
+    return json.loads((path if path.exists() else Path(__file__).parent / "golden" / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("key", [k for k in pieces() if k.endswith("/params")])
+def test_guidance_probabilities(key: str):
+    arrays, name = pieces(), key.removesuffix("/params")
+    temperature, scale, threshold = arrays[key]
+    logits = torch.cat([torch.from_numpy(arrays[f"{name}/{half}"]) for half in ("cond", "uncond")])
+    guidance = Guidance(float(scale), "constant", float(temperature), float(threshold), doubled=True)
+    close(guidance.probabilities(logits), arrays[f"{name}/probs"], name)
+
+
+@pytest.mark.parametrize("key", [k for k in pieces() if k.endswith("/in")])
+def test_center_crop_to_the_bit(key: str):
+    from PIL import Image
+
+    arrays, name = pieces(), key.removesuffix("/in")
+    out = center_crop_arr(Image.fromarray(arrays[key]), int(arrays[f"{name}/size"]))
+    assert np.array_equal(np.asarray(out), arrays[f"{name}/out"])
+
+
+@pytest.mark.parametrize("key", table("schedules")["mar_sampling_plan"])
+def test_mar_sampling_plan(key: str):
+    golden, (length, steps) = table("schedules")["mar_sampling_plan"][key], map(int, key.split(","))
+    plan = list(cosine_plan(length, steps))
+    assert [end - begin for begin, end, _ in plan] == golden["patches_per_step"]
+    assert [progress for *_, progress in plan] == pytest.approx(golden["cfg_progress"], abs=1e-6)
+
+
+def test_learning_rate_schedule():
+    golden = table("schedules")["cosine_lr"]
+    points = golden.pop("points")
+    for epoch, lr in points:
+        assert learning_rate(epoch, schedule="cosine", **golden) == pytest.approx(lr, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", table("state_dicts"))
+def test_preset_has_the_published_weights(name: str):
+    golden = table("state_dicts")[name]
+    with torch.device("meta"):
+        model = fractalgen.__dict__[name]()
+    assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == golden["state_dict"]
+    assert sum(p.numel() for p in model.parameters()) == golden["parameters"]

@@ -1,0 +1,95 @@
+"""generate(): labels in, pictures out, each picture its own."""
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import tiny_model
+
+SETTINGS = dict(num_inference_steps=(6, 3), guidance_scale=2.0, temperature=1.1, seed=3, progress_bar=False)
+
+
+def assert_same_pictures(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Batch sizes change the rounding of float32, and so now and then a draw near an edge of the inverse CDF."""
+    assert ours.shape == theirs.shape
+    assert (ours == theirs).mean() >= 0.999
+
+
+def test_a_picture_is_the_same_alone_in_a_batch_of_seven_and_in_another_order(kind):
+    model = tiny_model(kind)
+    labels = [0, 1, 2, 3, 0, 1, 2]
+    seven = model.generate(labels, output_type="np", **SETTINGS)
+    alone = model.generate(labels[4], indices=[4], output_type="np", **SETTINGS)
+    assert_same_pictures(alone[0], seven[4])
+    backwards = model.generate(labels[::-1], indices=range(6, -1, -1), output_type="np", **SETTINGS)
+    assert_same_pictures(backwards[::-1], seven)
+    assert len({picture.tobytes() for picture in seven}) == 7
+
+
+def test_seed_generator_and_global_seed_each_repeat_the_picture():
+    model = tiny_model("mar")
+    settings = {**SETTINGS, "output_type": "np"}
+    del settings["seed"]
+    draw = lambda **how: model.generate([1], **settings, **how)  # noqa: E731
+    assert np.array_equal(draw(seed=5), draw(seed=5))
+    assert not np.array_equal(draw(seed=5), draw(seed=6))
+    assert np.array_equal(*(draw(generator=torch.Generator().manual_seed(1)) for _ in range(2)))
+    first = [torch.manual_seed(9) and draw() for _ in range(2)]
+    assert np.array_equal(*first)
+    assert not np.array_equal(first[0], draw())
+
+
+def test_output_types_agree():
+    model = tiny_model("mar")
+    pil, array, tensor = (model.generate([0, 1], output_type=kind, **SETTINGS) for kind in ("pil", "np", "pt"))
+    assert array.dtype == np.uint8
+    assert np.array_equal(np.stack([np.asarray(picture) for picture in pil]), array)
+    assert tensor.shape == (2, 3, 8, 8)
+
+
+def test_callback_sees_the_canvas_grow_to_the_result():
+    model = tiny_model("mar")
+    seen = []
+    drawn = model.generate([2], output_type="pt", callback_on_step_end=lambda *step: seen.append(step), **SETTINGS)
+    assert [step for step, *_ in seen] == list(range(6))
+    assert {total for _, total, _ in seen} == {6}
+    known = [canvas.count_nonzero().item() for *_, canvas in seen]
+    assert known == sorted(known)
+    assert torch.equal(seen[-1][2], drawn)
+
+
+def test_unconditional_pictures_need_no_labels():
+    model = tiny_model("mar")
+    settings = {**SETTINGS, "guidance_scale": 1.0}
+    assert len(model.generate(num_pictures=3, **settings)) == 3
+    assert len(model.generate(**settings)) == 1
+
+
+def test_defaults_are_the_models(monkeypatch):
+    model = tiny_model("mar")
+    asked = {}
+    monkeypatch.setattr(
+        model, "sample", lambda conds, *settings, **more: asked.update(settings=settings) or torch.zeros(1, 3, 8, 8)
+    )
+    model.generate([0], progress_bar=False)
+    assert asked["settings"] == ((16, 4), 1.0, "linear", 1.0, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "changes", "message"),
+    [
+        ([4], {}, "label 4 is out of range; the model has classes 0 to 3"),
+        ([-1], {}, "label -1"),
+        ([0.5], {}, "label 0.5"),
+        ([0], dict(guidance_scale=0.5), "below 1"),
+        ([0], dict(temperature=0), "temperature"),
+        ([0], dict(num_inference_steps=(4,)), "must be 2 positive numbers"),
+        ([0], dict(output_type="png"), "'png'; one of pil, np, pt"),
+        ([0], dict(indices=[1, 2]), "indices"),
+        ([0], dict(num_pictures=2), "contradicts"),
+        (None, dict(guidance_scale=2.0), "needs class_labels"),
+    ],
+)
+def test_bad_input_is_named(labels, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model("mar").generate(labels, **{**SETTINGS, **changes})
