@@ -1,0 +1,283 @@
+"""What a run does: train an epoch, measure the likelihood of pictures, generate pictures. Arguments in, dicts out."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from models.fractalgen import FractalGen, Term
+from models.likelihood import bits_by_term
+from models.noise import Noise
+from models.sampling import eval_mode
+from util import dist
+from util.dist import World
+from util.errors import UserError
+from util.lr_sched import learning_rate
+from util.meters import RunLog
+from util.pixels import normalize, to_pil
+
+LOG_EVERY = 20  # steps; the only places in an epoch where the host waits for the device
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The training settings that an epoch needs (SPEC section 6). lr in units of AdamW; epochs may be fractions."""
+
+    lr: float
+    min_lr: float
+    lr_schedule: str
+    warmup_epochs: float
+    epochs: int
+    grad_clip: float
+    accum_iter: int = 1
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How pictures are drawn; see `FractalGen.sample`."""
+
+    num_iter_list: tuple[int, ...]
+    cfg: float
+    cfg_schedule: str
+    temperature: float
+    filter_threshold: float
+
+
+def add_weight_decay(model: nn.Module, weight_decay: float) -> list[dict]:
+    """AdamW's groups in published order: undecayed (1-D weights and names ending in .bias), then decayed."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    undecayed = [p for name, p in named if p.dim() <= 1 or name.endswith(".bias")]
+    decayed = [p for name, p in named if not (p.dim() <= 1 or name.endswith(".bias"))]
+    return [{"params": undecayed, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    recipe: Recipe,
+    *,
+    epoch: int,
+    device: torch.device,
+    autocast: AbstractContextManager,
+    world: World,
+    log: RunLog,
+    ema: nn.Module | None = None,
+    last_checkpoint: Callable[[], str] = lambda: "none yet",
+) -> dict[str, float]:
+    """Trains on the rest of epoch number `epoch` (from 0), beginning at the loader's BatchOrder.start.
+
+    model: a FractalGen, bare or in DDP. Returns the epoch's mean loss, learning rate and images a second.
+    Raises UserError where the loss is not finite, before anything could be saved.
+    """
+    model.train()
+    order = loader.batch_sampler
+    order.epoch = epoch
+    steps, first_step = len(order) // recipe.accum_iter, order.start // recipe.accum_iter
+    window, clock, read = Window(device), time.perf_counter(), []
+    log.start_epoch(epoch, recipe.epochs, steps, first_step)
+    batches = iter(loader)
+    for step in range(first_step, steps):
+        lr = set_learning_rate(optimizer, recipe, epoch + step / steps)
+        for micro in range(recipe.accum_iter):
+            levels, labels, _ = next(batches)
+            pictures = normalize(levels.to(device, non_blocking=True))
+            labels = labels.to(device, non_blocking=True)
+            last = micro == recipe.accum_iter - 1
+            with autocast, nullcontext() if last or world.size == 1 else model.no_sync():
+                loss, terms = model(pictures, labels, return_terms=True)
+            with nullcontext() if last or world.size == 1 else model.no_sync():
+                scaler.scale(loss / recipe.accum_iter).backward()
+            window.add(loss, terms, len(pictures), step)
+        scaler.unscale_(optimizer)
+        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
+        if not scaler.is_enabled():  # the scaler skips such a step by itself
+            window.check(grad_norm, step)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        if ema is not None:
+            ema.update(bare(model))
+        log.step()
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+            means = window.read()  # sync
+            if not math.isfinite(sum(means.values())):
+                bad = window.first_bad_step()
+                raise UserError(
+                    f"the loss or its gradient is not finite at epoch {epoch}, step {bad} of {steps}, learning rate {lr:.3g}; "
+                    f"last good checkpoint: {last_checkpoint()}; resume from it with a lower --blr, or with --amp off"
+                )
+            means["secs"], clock = time.perf_counter() - clock, time.perf_counter()
+            means["pictures"] = window.pictures * world.size
+            read.append(means)
+            shown = {k: v for k, v in means.items() if k not in ("secs", "pictures", "finite")}
+            shown |= {"lr": lr, "grad_norm": grad_norm.item(), "images_per_s": means["pictures"] / means["secs"]}
+            log.record(epoch * steps + step + 1, {f"train/{name}": value for name, value in shown.items()})
+            window = Window(device)
+    order.start = 0
+    seen, secs = (sum(means[key] for means in read) for key in ("pictures", "secs"))
+    if not seen:
+        return {"loss": math.nan, "images_per_s": math.nan}
+    return {"loss": sum(m["loss"] * m["pictures"] for m in read) / seen, "images_per_s": seen / secs}
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: float) -> float:
+    lr = learning_rate(
+        epoch,
+        lr=recipe.lr,
+        min_lr=recipe.min_lr,
+        warmup_epochs=recipe.warmup_epochs,
+        epochs=recipe.epochs,
+        schedule=recipe.lr_schedule,
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+class Window:
+    """Means of the loss and its terms since the last record, and the first step that was not finite, on the device."""
+
+    def __init__(self, device: torch.device):
+        self.bad = torch.full((), math.inf, device=device)
+        self.names, self.sum, self.count, self.pictures = (), 0, 0, 0
+
+    def add(self, loss: Tensor, terms: Sequence[Term], pictures: int, step: int) -> None:
+        self.names = ("loss", *(f"loss_{term.name}" for term in terms))
+        self.sum = self.sum + torch.stack([loss.detach(), *(term.mean(True).detach() for term in terms)]).float()
+        self.count += 1
+        self.pictures += pictures
+        self.check(loss.detach(), step)
+
+    def check(self, value: Tensor, step: int) -> None:
+        self.bad = torch.where(value.isfinite(), self.bad, self.bad.clamp(max=step))
+
+    def read(self) -> dict[str, float]:
+        """Means over the window and over all processes; `finite` is NaN where any value on any process was not."""
+        finite = torch.where(self.bad.isinf(), 0.0, math.nan)
+        means = dist.mean(torch.cat([self.sum / self.count, finite[None]]))
+        return dict(zip((*self.names, "finite"), means.tolist(), strict=True))
+
+    def first_bad_step(self) -> int:
+        return int(min(dist.gather(self.bad.item())))
+
+
+def bare(model: nn.Module) -> FractalGen:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+@torch.no_grad()
+def compute_nll(
+    model: FractalGen,
+    loader: DataLoader,
+    *,
+    passes: int,
+    seed: int,
+    device: torch.device,
+    autocast: AbstractContextManager,
+    world: World,
+    progress_bar: bool = True,
+) -> dict[str, float]:
+    """Bits per dimension of the loader's pictures, unconditional (SPEC section 3), over all processes.
+
+    MAR levels are estimated with `passes` masks a picture, each a function of (seed, picture number, pass); guiding pixels
+    are rounded without dither, so that the result is one number. Returns
+    bits_per_dim with its standard error over pictures, its parts by term (rgb, guiding1, …), published_nll (the mean
+    evaluation loss in bits, where guiding losses are added unscaled) and the number of pictures.
+    """
+    height = model.img_size_list[0]
+    rows, published = [], []
+    with eval_mode(model):
+        for levels, labels, indices in tqdm(loader, desc="likelihood", disable=not (progress_bar and world.is_main)):
+            pictures, labels = normalize(levels.to(device, non_blocking=True)), labels.to(device)
+            for number in range(passes):
+                noise = Noise.of_pictures(seed, (indices * passes + number).tolist(), model.noise_sizes)
+                masks = [mask and mask.to(device) for mask in model.draw_masks(noise)]
+                with autocast:
+                    loss, terms = model(pictures, labels, masks=masks, train=False, dither=0.0, return_terms=True)
+                bits = bits_by_term(model, terms, masks, len(pictures))
+                rows.append((indices, {name: value.double().cpu() for name, value in bits.items()}))
+                published.append((loss.item() * len(pictures), len(pictures)))
+    gathered = [row for part in dist.gather(rows) for row in part]
+    indices = torch.cat([index for index, _ in gathered])
+    order = indices.argsort(stable=True)  # float sums do not depend on who measured which picture
+    names = gathered[0][1]
+    by_term = {name: torch.cat([bits[name] for _, bits in gathered])[order] for name in names}
+    by_term = {name: bits.view(-1, passes).mean(1) / (3 * height * height) for name, bits in by_term.items()}
+    total = torch.stack(list(by_term.values())).sum(0)  # (pictures,)
+    sums = [pair for part in dist.gather(published) for pair in part]
+    return {
+        "bits_per_dim": total.mean().item(),
+        "standard_error": (total.std() / math.sqrt(len(total))).item() if len(total) > 1 else math.nan,
+        **{f"bits_per_dim_{name}": bits.mean().item() for name, bits in by_term.items()},
+        "published_nll": sum(loss for loss, _ in sums) / sum(n for _, n in sums) / math.log(2),
+        "num_pictures": len(total),
+    }
+
+
+@torch.no_grad()
+def evaluate(
+    model: FractalGen,
+    folder: Path,
+    settings: SamplerSettings,
+    *,
+    num_images: int,
+    batch_size: int,
+    seed: int,
+    autocast: AbstractContextManager,
+    world: World,
+    progress_bar: bool = True,
+) -> dict[str, float]:
+    """Writes `folder`/00000.png, 00001.png, …: the same number for each class, labels in order, shared by all processes.
+
+    Picture i depends on (weights, settings, seed, i) alone. Returns the number of pictures and seconds a picture.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    per_class = num_images // model.class_num
+    mine = range(num_images)[world.rank :: world.size]
+    began = time.perf_counter()
+    with tqdm(total=len(mine), desc="pictures", unit="picture", disable=not (progress_bar and world.is_main)) as bar:
+        for first in range(0, len(mine), batch_size):
+            indices = mine[first : first + batch_size]
+            labels = [index // per_class for index in indices]
+            for index, picture in zip(indices, draw(model, labels, indices, settings, seed, autocast), strict=True):
+                picture.save(folder / f"{index:05d}.png")
+            bar.update(len(indices))
+    dist.barrier()
+    elapsed = time.perf_counter() - began
+    return {"num_images": num_images, "secs_per_image": elapsed / num_images}
+
+
+def draw(
+    model: FractalGen,
+    labels: Sequence[int],
+    indices: Sequence[int],
+    settings: SamplerSettings,
+    seed: int,
+    autocast: AbstractContextManager,
+) -> list[Image.Image]:
+    """RGB pictures number `indices` of `seed` for class `labels`."""
+    with autocast:
+        pictures = model.generate(
+            labels,
+            guidance_scale=settings.cfg,
+            guidance_schedule=settings.cfg_schedule,
+            num_inference_steps=settings.num_iter_list,
+            temperature=settings.temperature,
+            filter_threshold=settings.filter_threshold,
+            seed=seed,
+            indices=indices,
+            output_type="pt",
+            progress_bar=False,
+        )
+    return to_pil(pictures)

@@ -1,0 +1,311 @@
+"""Train, measure and sample fractal generative models: flags in, one call into the engine.
+
+python main_fractalgen.py --model fractalmar_in64 --data_path IMAGENET ...          one process
+torchrun --nproc_per_node=8 main_fractalgen.py --model fractalmar_in64 ...          many
+"""
+
+import argparse
+import json
+import random
+import sys
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import engine_fractalgen as engine
+from models import fractalgen
+from models.flops import cost_report
+from models.guidance import SCHEDULES, Guidance
+from models.layers import Block, RotaryBlock
+from models.sampling import validate_num_iters
+from util import checkpoint, dist
+from util.data import PictureFolder, make_loader
+from util.errors import UserError
+from util.flags import get_args_parser, has_bf16, make_writable, provenance
+from util.meters import RunLog
+from util.visualize import make_sheet
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line. Bad input ends it with one line and exit status 2."""
+    parser = get_args_parser(__doc__, tuple(fractalgen.PRESETS), SCHEDULES)
+    args = parser.parse_args(argv)
+    try:
+        run(args)
+    except UserError as error:  # from a data worker it arrives wrapped in that process's traceback
+        parser.error(str(error).strip().splitlines()[-1].removeprefix("util.errors.UserError: "))
+    finally:
+        dist.disconnect()
+
+
+def run(args: argparse.Namespace) -> None:
+    world = dist.from_environment(args.dist_on_itp, args.world_size, args.local_rank)
+    device = resolve(args, world)
+    torch.manual_seed(args.seed)
+    with torch.device("meta" if args.dry_run else device):
+        model = build_model(args)
+    if args.dry_run:
+        if world.is_main:
+            print(json.dumps({**provenance(args), **cost_report(model, args.batch_size)}, indent=2))
+        return
+    output_dir = make_writable(args.output_dir)
+    torch.manual_seed(args.seed + world.rank)
+    np.random.seed(args.seed + world.rank)
+    random.seed(args.seed + world.rank)
+    dist.connect(world, device, args.dist_url)
+    if world.is_main:
+        (output_dir / "settings.json").write_text(json.dumps(provenance(args), indent=2) + "\n")
+    autocast = nullcontext()
+    if args.amp != "off":
+        autocast = torch.autocast(device.type, torch.bfloat16 if args.amp == "bf16" else torch.float16)
+    job = Job(args, model, device, autocast, world, output_dir)
+    if args.evaluate_nll or args.evaluate_gen:
+        job.evaluate()
+    else:
+        job.train()
+
+
+def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
+    """Fills in what the flags leave open, checks what can be checked without data, and returns the device."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    args.device = args.device or (found.type if found else "cpu")
+    try:
+        device = torch.device(args.device)
+        usable = device.type == "cpu" or (found is not None and found.type == device.type)
+    except RuntimeError:
+        usable = False
+    if not usable:
+        raise UserError(f"--device {args.device}: torch finds no such device here; leave it out or give cpu")
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(world.local_rank)
+        device = torch.device(device.type, world.local_rank)
+    args.amp = args.amp or ("bf16" if has_bf16(device) else "off")
+    preset = fractalgen.PRESETS[args.model]
+    if args.img_size not in (None, preset.sizes[0]):
+        raise UserError(f"--img_size {args.img_size} contradicts --model {args.model}, which has {preset.sizes[0]}")
+    args.img_size, args.num_iter_list = preset.sizes[0], args.num_iter_list or preset.steps
+    args.lr = args.lr if args.lr is not None else args.blr * args.batch_size * args.accum_iter * world.size / 256
+    counts = ("batch_size", "accum_iter", "epochs", "save_last_freq", "eval_freq", "nll_bsz", "nll_forward_number",
+              "num_images", "gen_bsz", "class_num")  # fmt: skip
+    for name in counts:
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
+    if (args.evaluate_gen or args.online_eval) and args.num_images % args.class_num:
+        raise UserError(
+            f"--num_images {args.num_images} must be a multiple of --class_num {args.class_num}: the same for each class"
+        )
+    try:
+        validate_num_iters(args.num_iter_list, len(preset.sizes) - 1)
+        Guidance.create(args.cfg, args.cfg_schedule, args.temperature, args.filter_threshold)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return device
+
+
+def build_model(args: argparse.Namespace) -> fractalgen.FractalGen:
+    try:
+        return fractalgen.build(
+            args.model,
+            guiding_pixel=args.guiding_pixel,
+            num_conds=args.num_conds,
+            class_num=args.class_num,
+            label_drop_prob=args.label_drop_prob,
+            attn_dropout=args.attn_dropout,
+            proj_dropout=args.proj_dropout,
+            r_weight=args.r_weight,
+            grad_checkpointing=args.grad_checkpointing,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+class Job:
+    """The objects of one run, wired together; the work is the engine's."""
+
+    def __init__(self, args, model, device, autocast, world, output_dir):
+        self.args, self.model, self.device, self.autocast = args, model, device, autocast
+        self.world, self.output_dir = world, output_dir
+        self.settings = engine.SamplerSettings(
+            args.num_iter_list, args.cfg, args.cfg_schedule, args.temperature, args.filter_threshold
+        )
+
+    def data(self, split: str) -> PictureFolder:
+        args = self.args
+        dataset = PictureFolder(
+            Path(args.data_path) / split, args.img_size, flip=split == "train" and args.flip, seed=args.seed
+        )
+        if len(dataset.classes) != args.class_num:
+            raise UserError(
+                f"{Path(args.data_path) / split} has {len(dataset.classes)} class folders but --class_num is {args.class_num}"
+            )
+        return dataset
+
+    def loader(self, dataset: PictureFolder, batch_size: int, shuffled: bool):
+        pin = self.args.pin_mem and self.device.type != "cpu"
+        return make_loader(
+            dataset, batch_size, self.world, shuffled=shuffled, num_workers=self.args.num_workers, pin_memory=pin
+        )
+
+    def nll(self, model, loader) -> dict[str, float]:
+        return engine.compute_nll(
+            model,
+            loader,
+            passes=self.args.nll_forward_number,
+            seed=self.args.seed,
+            device=self.device,
+            autocast=self.autocast,
+            world=self.world,
+        )
+
+    def generate(self, model, folder: Path) -> dict[str, float]:
+        return engine.evaluate(
+            model,
+            folder,
+            self.settings,
+            num_images=self.args.num_images,
+            batch_size=self.args.gen_bsz,
+            seed=self.args.seed,
+            autocast=self.autocast,
+            world=self.world,
+        )
+
+    def evaluate(self) -> None:
+        """--evaluate_nll and --evaluate_gen: prints a JSON line each."""
+        args = self.args
+        if args.resume:
+            path = checkpoint.locate(args.resume)
+            content = checkpoint.load(path)
+            weights = content["model_ema"] if args.ema and content.get("model_ema") else content["model"]
+            checkpoint.load_weights(self.model, weights, path)
+        elif self.world.is_main:
+            print("no --resume: the weights are random", file=sys.stderr)
+        if args.evaluate_nll:
+            scores = self.nll(self.model, self.loader(self.data("val"), args.nll_bsz, shuffled=False))
+            if self.world.is_main:
+                print(json.dumps(scores))
+        if args.evaluate_gen:
+            folder = self.output_dir / "generated"
+            scores = self.generate(self.model, folder)
+            if self.world.is_main:
+                print(json.dumps({**scores, "folder": str(folder)}))
+
+    def train(self) -> None:
+        args, world, model = self.args, self.world, self.model
+        train_set, val_set = self.data("train"), self.data("val")
+        if train_set.classes != val_set.classes:
+            raise UserError(f"{args.data_path}: train/ and val/ have different class folders")
+        train_loader = self.loader(train_set, args.batch_size, shuffled=True)
+        val_loader = self.loader(val_set, args.nll_bsz, shuffled=False)
+        if len(train_loader.batch_sampler) < args.accum_iter:
+            raise UserError(
+                f"--accum_iter {args.accum_iter} is more than the {len(train_loader.batch_sampler)} batches of an epoch"
+            )
+        if args.compile:
+            for module in model.modules():
+                if isinstance(module, (Block, RotaryBlock)):
+                    module.compile(dynamic=True)
+        self.optimizer = torch.optim.AdamW(
+            engine.add_weight_decay(model, args.weight_decay), lr=args.lr, betas=(0.9, 0.95), fused=True
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.amp == "fp16")
+        self.ema = None
+        if args.ema:
+            from timm.utils import ModelEmaV3
+
+            self.ema = ModelEmaV3(model, decay=args.ema_decay)
+        log = RunLog(self.output_dir, enabled=world.is_main)
+        start_epoch = self.resume(log)
+        wrapped: nn.Module = model
+        if world.size > 1:
+            ids = None if self.device.type == "cpu" else [world.local_rank]
+            wrapped = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        recipe = engine.Recipe(
+            args.lr, args.min_lr, args.lr_schedule, args.warmup_epochs, args.epochs, args.grad_clip, args.accum_iter
+        )
+        steps = len(train_loader.batch_sampler) // args.accum_iter
+        log.say(
+            f"{len(train_set)} training and {len(val_set)} validation pictures, {steps} steps an epoch, log: {self.output_dir}"
+        )
+        train_epoch = partial(
+            engine.train_one_epoch, wrapped, train_loader, self.optimizer, self.scaler, recipe,
+            device=self.device, autocast=self.autocast, world=world, log=log, ema=self.ema,
+            last_checkpoint=lambda: self.last_checkpoint,
+        )  # fmt: skip
+        for epoch in range(start_epoch, args.epochs):
+            train_epoch(epoch=epoch)
+            final = epoch + 1 == args.epochs
+            if (epoch + 1) % args.save_last_freq == 0 or final:
+                self.save(epoch)
+            if (epoch + 1) % args.eval_freq == 0 or final:
+                self.evaluate_in_training(val_loader, (epoch + 1) * steps, log)
+        log.close()
+
+    def evaluate_in_training(self, val_loader, step: int, log: RunLog) -> None:
+        """Bits/dim of the validation pictures and a grid of samples; with --online_eval also the numbered PNGs."""
+        args, world = self.args, self.world
+        model = self.ema.module if self.ema else self.model
+        scores = self.nll(model, val_loader)
+        log.record(step, {f"val/{name}": value for name, value in scores.items()})
+        if world.is_main:
+            classes = np.linspace(0, args.class_num - 1, num=16).astype(int).tolist()
+            sheet = make_sheet(engine.draw(model, classes, range(16), self.settings, args.seed, self.autocast), columns=8)
+            log.picture(step, "samples", sheet)
+            sheet.save(self.output_dir / f"samples-{step:07d}.png")
+        dist.barrier()
+        if args.online_eval:
+            scores = self.generate(model, self.output_dir / f"generated-{step:07d}")
+            log.say(f"pictures: {scores}")
+
+    last_checkpoint = "none yet"
+
+    def save(self, epoch: int) -> None:
+        states = dist.gather(checkpoint.random_state(self.device))
+        path = self.output_dir / checkpoint.NAME
+        if self.world.is_main:
+            content = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "epoch": epoch,
+                "scaler": self.scaler.state_dict(),
+                "args": self.args,
+                "random": states,
+            }
+            if self.ema:
+                content["model_ema"] = self.ema.module.state_dict()
+            checkpoint.save(path, content)
+        self.last_checkpoint = f"{path} (epoch {epoch})"
+        dist.barrier()
+
+    def resume(self, log: RunLog) -> int:
+        """Takes up --resume, if there is something, and returns the epoch to begin with."""
+        args = self.args
+        if not args.resume:
+            return args.start_epoch
+        path = checkpoint.locate(args.resume)
+        if not path.exists() and path.parent.resolve() == self.output_dir.resolve():
+            log.say(f"{path} does not exist yet: starting afresh")
+            return args.start_epoch
+        content = checkpoint.load(path)
+        checkpoint.load_weights(self.model, content["model"], path)
+        if self.ema:
+            self.ema.module.load_state_dict(content.get("model_ema") or content["model"])
+        if not {"optimizer", "epoch"} <= content.keys():
+            log.say(f"{path} holds weights only: starting from them at epoch {args.start_epoch}")
+            return args.start_epoch
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content.get("scaler") or {})
+        states = content.get("random", [])
+        if len(states) == self.world.size:
+            checkpoint.set_random_state(states[self.world.rank], self.device)
+        self.last_checkpoint = f"{path} (epoch {content['epoch']})"
+        log.say(f"resumed {path} after epoch {content['epoch']}")
+        return content["epoch"] + 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from util.data import BatchOrder, PictureFolder, make_loader, open_rgb
+from util.dist import World
+from util.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of five 10 x 12 pictures, each of one grey."""
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(5):
+            Image.new("L", (10, 12), 20 * i + 100 * (label == "dog")).save(tmp_path / label / f"{i}.png")
+    return tmp_path
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    assert picture.mode == "RGB"
+    return np.asarray(picture).astype(int)
+
+
+def test_grey_palette_and_cmyk_become_rgb(tmp_path):
+    colours = Image.new("RGB", (4, 4), (10, 200, 30))
+    colours.quantize(2).save(tmp_path / "palette.png")
+    colours.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
+    colours.convert("1").save(tmp_path / "bits.png")
+    Image.new("L", (4, 4), 77).save(tmp_path / "grey.png")
+    assert (pixels(open_rgb(tmp_path / "grey.png")) == 77).all()
+    assert abs(pixels(open_rgb(tmp_path / "cmyk.jpg")) - (10, 200, 30)).max() <= 3
+    assert abs(pixels(open_rgb(tmp_path / "palette.png")) - (10, 200, 30)).max() <= 1
+    assert set(pixels(open_rgb(tmp_path / "bits.png")).flatten()) <= {0, 255}
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    Image.fromarray(np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)).save(tmp_path / "deep.png")
+    assert (pixels(open_rgb(tmp_path / "deep.png"))[..., 0].flatten() == np.linspace(0, 255, 64).round()).all()
+
+
+def test_transparency_lies_over_white(tmp_path):
+    Image.new("RGBA", (2, 2), (255, 0, 0, 128)).save(tmp_path / "half.png")
+    Image.new("LA", (2, 2), (0, 0)).save(tmp_path / "clear.png")
+    assert abs(pixels(open_rgb(tmp_path / "half.png")) - (255, 127, 127)).max() <= 1
+    assert (pixels(open_rgb(tmp_path / "clear.png")) == 255).all()
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned
+    Image.new("RGB", (6, 3)).save(tmp_path / "turned.jpg", exif=exif)
+    assert open_rgb(tmp_path / "turned.jpg").size == (3, 6)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", None], ids=["empty", "text", "truncated"])
+def test_an_unreadable_picture_is_named_in_one_line(folder, content):
+    path = folder / "cat" / "0.png"
+    if content is None:
+        Image.effect_noise((64, 64), 50).save(path)
+        content = path.read_bytes()[:2000]
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cat/0.png: cannot be read as a picture") as error:
+        PictureFolder(folder, 8, flip=False, seed=0)[0, 0]
+    assert "\n" not in str(error.value)
+
+
+def test_items_are_uint8_crops_with_label_and_number(folder):
+    data = PictureFolder(folder, 8, flip=False, seed=0)
+    levels, label, index = data[0, 7]
+    assert (levels.shape, levels.dtype, label, index) == ((3, 8, 8), torch.uint8, 1, 7)
+    assert (levels == 140).all()
+    Image.new("L", (1, 1), 9).save(folder / "cat" / "0.png")  # tiny pictures are enlarged
+    assert (data[0, 0][0] == 9).all()
+
+
+def test_flips_are_a_function_of_seed_epoch_and_picture(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i in range(40):
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a" / f"{i:02d}.png")
+    data, again = (PictureFolder(tmp_path, 8, flip=True, seed=0) for _ in range(2))
+    turned = {epoch: [data[epoch, i][0][0, 0, 0].item() == 7 for i in range(40)] for epoch in (0, 1)}
+    assert turned[0] != turned[1]
+    assert 8 < sum(turned[0]) < 32
+    assert turned[1] == [again[1, i][0][0, 0, 0].item() == 7 for i in range(40)]
+
+
+def test_two_processes_together_see_the_batches_of_one():
+    def order(size: int, batch: int, rank: int) -> list:
+        batches = BatchOrder(21, batch, World(rank, size), seed=3, shuffled=True)
+        batches.epoch = 2
+        return list(batches)
+
+    alone = order(1, 8, 0)
+    both = [a + b for a, b in zip(order(2, 4, 0), order(2, 4, 1), strict=True)]
+    assert alone == both
+    assert len(alone) == 2
+    numbers = [index for batch in alone for _, index in batch]
+    assert len(set(numbers)) == 16
+    assert {epoch for batch in alone for epoch, _ in batch} == {2}
+
+
+def test_in_order_every_picture_comes_once_whatever_the_number_of_processes():
+    for size in (1, 2, 3):
+        numbers = [i for rank in range(size) for batch in BatchOrder(10, 4, World(rank, size), 0, False) for _, i in batch]
+        assert sorted(numbers) == list(range(10))
+
+
+def test_order_can_begin_in_the_middle_and_changes_with_the_epoch():
+    order = BatchOrder(20, 4, World(), 0, True)
+    first = list(order)
+    order.start = 3
+    assert list(order) == first[3:]
+    order.start, order.epoch = 0, 1
+    assert [i for b in order for _, i in b] != [i for b in first for _, i in b]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_gives_the_same_batches_with_any_number_of_workers(folder, workers):
+    data = PictureFolder(folder, 8, flip=True, seed=1)
+    loader = make_loader(data, 4, World(), shuffled=True, num_workers=workers, pin_memory=False)
+    indices = [index.tolist() for _, _, index in loader]
+    assert indices == [[i for _, i in batch] for batch in BatchOrder(10, 4, World(), 1, True)]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no such folder; --data_path must hold train/ and val/"),
+        (lambda path: path.mkdir(), "Couldn't find any class folder"),
+        (lambda path: (path / "cat").mkdir(parents=True), "Found no valid file for the classes cat"),
+    ],
+)
+def test_a_folder_without_pictures_is_an_error(tmp_path, make, message):
+    make(tmp_path / "train")
+    with pytest.raises(UserError, match=message):
+        PictureFolder(tmp_path / "train", 8, flip=False, seed=0)
+
+
+def test_a_batch_larger_than_the_data_is_an_error(folder):
+    data = PictureFolder(folder, 8, flip=False, seed=0)
+    with pytest.raises(UserError, match=r"batch_size 6 on 2 process\(es\) is more than the 10"):
+        make_loader(data, 6, World(0, 2), shuffled=True, num_workers=0, pin_memory=False)

@@ -1,0 +1,89 @@
+"""Two gloo processes started by torchrun do what one process does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import random_levels
+from util.dist import World, from_environment
+from util.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+MODEL = "--model fractalar_tiny_in8 --class_num 2 --device cpu --num_workers 0 --amp off --proj_dropout 0 --label_drop_prob 0"
+
+
+def launch(processes: int, flags: str) -> str:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    start = torchrun if processes > 1 else [sys.executable]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*start, str(ROOT / "main_fractalgen.py"), *flags.split()], env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The same training with 1 process x batch 8 and 2 processes x batch 4, then bits/dim and pictures of the first."""
+    folder = tmp_path_factory.mktemp("dist")
+    for split, n in (("train", 40), ("val", 7)):
+        for i, levels in enumerate(random_levels(n, 8)):
+            path = folder / "data" / split / str(i % 2) / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(levels.permute(1, 2, 0).numpy()).save(path)
+    common = f"{MODEL} --data_path {folder}/data --epochs 3 --warmup_epochs 0 --lr 3e-3 --eval_freq 3 --num_iter_list 4,16"
+    launch(1, f"{common} --batch_size 8 --output_dir {folder}/one")
+    launch(2, f"{common} --batch_size 4 --output_dir {folder}/two")
+    generate = f"{MODEL} --resume {folder}/one --evaluate_gen --num_images 6 --num_iter_list 4,16 --cfg 2"
+    launch(1, f"{generate} --gen_bsz 6 --output_dir {folder}/one")
+    launch(2, f"{generate} --gen_bsz 2 --output_dir {folder}/two")
+    return folder
+
+
+def log(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def test_two_processes_follow_the_loss_of_one(runs):
+    one, two = ([r for r in log(runs / name) if "train/loss" in r] for name in ("one", "two"))
+    assert [r["step"] for r in one] == [r["step"] for r in two] == [5, 10, 15]
+    for a, b in zip(one, two, strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-3)
+        assert a["train/grad_norm"] == pytest.approx(b["train/grad_norm"], rel=2e-2)
+
+
+def test_two_processes_measure_each_validation_picture_once(runs):
+    one, two = (log(runs / name)[-1] for name in ("one", "two"))
+    assert one["val/num_pictures"] == two["val/num_pictures"] == 7
+    assert one["val/bits_per_dim"] == pytest.approx(two["val/bits_per_dim"], rel=1e-3)
+
+
+def test_two_processes_draw_the_pictures_of_one(runs):
+    one, two = (
+        np.stack([np.asarray(Image.open(path)) for path in sorted((runs / name / "generated").glob("*.png"))])
+        for name in ("one", "two")
+    )
+    assert one.shape == (6, 8, 8, 3)
+    assert (one == two).mean() >= 0.999
+
+
+def test_place_comes_from_torchrun_open_mpi_or_flags(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert from_environment() == World(0, 1, 0)
+    assert from_environment(world_size=4, rank=2) == World(2, 4, 2)
+    with pytest.raises(UserError, match="torchrun"):
+        from_environment(world_size=4)
+    with pytest.raises(UserError, match="OMPI_COMM_WORLD_RANK"):
+        from_environment(on_itp=True)
+    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert from_environment() == World(5, 8, 1)
+    for name, value in (("RANK", "3"), ("SIZE", "4"), ("LOCAL_RANK", "3")):
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
+    assert from_environment(on_itp=True) == World(3, 4, 3)

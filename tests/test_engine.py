@@ -1,0 +1,153 @@
+import json
+import math
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import engine_fractalgen as engine
+from conftest import random_levels, tiny_model
+from util.data import PictureFolder, make_loader
+from util.dist import World
+from util.errors import UserError
+from util.meters import RunLog
+
+CPU = torch.device("cpu")
+RECIPE = engine.Recipe(lr=1e-3, min_lr=0.0, lr_schedule="constant", warmup_epochs=0, epochs=1, grad_clip=3.0)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """4 classes of 6 pictures of noise, 8 px."""
+    for i, levels in enumerate(random_levels(24, 8)):
+        path = tmp_path / "data" / str(i // 6) / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(levels.permute(1, 2, 0).numpy()).save(path)
+    return PictureFolder(tmp_path / "data", 8, flip=False, seed=0)
+
+
+def loader(pictures, batch_size, shuffled=True):
+    return make_loader(pictures, batch_size, World(), shuffled=shuffled, num_workers=0, pin_memory=False)
+
+
+def train(model, pictures, tmp_path, batch_size=6, recipe=RECIPE, epoch=0, **more):
+    optimizer = torch.optim.AdamW(engine.add_weight_decay(model, 0.05), lr=1.0, betas=(0.9, 0.95))
+    log = RunLog(tmp_path, enabled=True)
+    try:
+        return engine.train_one_epoch(
+            model, loader(pictures, batch_size), optimizer, torch.amp.GradScaler("cpu", enabled=False), recipe,
+            epoch=epoch, device=CPU, autocast=more.pop("autocast", nullcontext()), world=World(), log=log, **more,
+        )  # fmt: skip
+    finally:
+        log.close()
+
+
+def test_weight_decay_groups():
+    model = tiny_model("guided")
+    undecayed, decayed = engine.add_weight_decay(model, 0.05)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert (undecayed["weight_decay"], decayed["weight_decay"]) == (0.0, 0.05)
+    first = [names[id(p)] for p in undecayed["params"]]
+    second = [names[id(p)] for p in decayed["params"]]
+    assert sorted(first + second) == sorted(names.values())
+    assert all(n.endswith(".bias") or "norm" in n or n.endswith(("_ln.weight", ".ln.weight")) for n in first)
+    assert "next_fractal.next_fractal.r_mlm.bias" in first
+    for name in ("fake_latent", "class_emb.weight", "generator.mask_token", "generator.pos_embed_learned"):
+        assert name in second
+    assert [n for n in names.values() if n in set(second)] == second
+
+
+def test_training_lowers_the_loss_and_logs_every_figure(pictures, tmp_path):
+    model = tiny_model("guided")
+    results = [train(model, pictures, tmp_path, epoch=epoch) for epoch in range(4)]
+    assert results[-1]["loss"] < results[0]["loss"]
+    records = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert [record["step"] for record in records] == [4, 8, 12, 16]
+    assert records[0].keys() == {
+        "step", "train/loss", "train/loss_guiding1", "train/loss_rgb", "train/lr", "train/grad_norm", "train/images_per_s",
+    }  # fmt: skip
+    for record in records:
+        parts = record["train/loss_guiding1"] + record["train/loss_rgb"]
+        assert record["train/loss"] == pytest.approx(parts, rel=1e-5)
+    assert any(path.name.startswith("events.out.tfevents") for path in tmp_path.iterdir())
+
+
+def test_accumulation_gives_the_step_of_the_whole_batch(pictures, tmp_path):
+    weights = []
+    for batch_size, accum in ((12, 1), (4, 3)):
+        model = tiny_model("ar", attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.0)
+        recipe = engine.Recipe(**{**vars(RECIPE), "accum_iter": accum})
+        train(model, pictures, tmp_path, batch_size, recipe)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=2e-5)
+
+
+def test_bfloat16_training_follows_float32(pictures, tmp_path):
+    losses = []
+    for autocast in (nullcontext(), torch.autocast("cpu", torch.bfloat16)):
+        model = tiny_model("ar", attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.0)
+        losses.append(train(model, pictures, tmp_path, autocast=autocast)["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_value_that_is_not_finite_stops_and_names_step_rate_and_checkpoint(pictures, tmp_path, where):
+    model = tiny_model("ar")
+    calls = []
+
+    def spoil(module, args, loss):
+        calls.append(1)
+        if len(calls) != 3:
+            return None
+        total, terms = loss
+        if where == "loss":
+            return total * math.nan, terms
+        model.fake_latent.register_hook(lambda grad: grad * math.inf)
+        return None
+
+    model.register_forward_hook(spoil)
+    with pytest.raises(UserError, match=r"not finite at epoch 0, step 2 of 4, learning rate 0.001; last good checkpoint: here"):
+        train(model, pictures, tmp_path, last_checkpoint=lambda: "here")
+
+
+def test_nll_is_deterministic_and_does_not_depend_on_the_batch(pictures):
+    model = tiny_model("guided").train()
+    nll = lambda batch, passes=2: engine.compute_nll(  # noqa: E731
+        model, loader(pictures, batch, shuffled=False), passes=passes, seed=0, device=CPU, autocast=nullcontext(),
+        world=World(), progress_bar=False,
+    )  # fmt: skip
+    one, other = nll(24), nll(5)
+    assert model.training
+    assert one["num_pictures"] == other["num_pictures"] == 24
+    assert one["bits_per_dim"] == pytest.approx(other["bits_per_dim"], rel=1e-5)
+    assert one["bits_per_dim"] == pytest.approx(one["bits_per_dim_rgb"] + one["bits_per_dim_guiding1"])
+    assert 8 < one["bits_per_dim"] < 14  # noise, and an untrained model
+    assert 0 < one["standard_error"] < 1
+    assert nll(24) == one
+
+
+def test_published_nll_of_an_ar_model_is_its_bits_per_dim(pictures):
+    model = tiny_model("ar")
+    scores = engine.compute_nll(
+        model, loader(pictures, 7, shuffled=False), passes=1, seed=0, device=CPU, autocast=nullcontext(), world=World()
+    )
+    assert scores["published_nll"] == pytest.approx(scores["bits_per_dim"], rel=1e-5)
+
+
+def test_evaluate_writes_numbered_pictures_the_same_number_of_each_class(tmp_path, monkeypatch):
+    model = tiny_model("mar")
+    settings = engine.SamplerSettings((4, 2), 2.0, "linear", 1.0, 1e-4)
+    asked = []
+    plain = model.generate
+    monkeypatch.setattr(model, "generate", lambda labels, **how: asked.extend(labels) or plain(labels, **how))
+    kwargs = dict(num_images=8, seed=0, autocast=nullcontext(), progress_bar=False)
+    engine.evaluate(model, tmp_path / "a", settings, batch_size=3, world=World(), **kwargs)
+    assert asked == [0, 0, 1, 1, 2, 2, 3, 3]
+    for rank in (0, 1):  # two processes share the pictures, and each comes out the same
+        engine.evaluate(model, tmp_path / "b", settings, batch_size=8, world=World(rank, 2), **kwargs)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == [f"{i:05d}.png" for i in range(8)] == sorted(path.name for path in (tmp_path / "b").iterdir())
+    a, b = (np.stack([np.asarray(Image.open(tmp_path / folder / name)) for name in files]) for folder in "ab")
+    assert (a == b).mean() >= 0.999

@@ -1,0 +1,236 @@
+"""The command line: what it does, and what it says to bad input."""
+
+import json
+import pickle
+import shlex
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main_fractalgen
+from conftest import random_levels
+from models import fractalgen
+from util import checkpoint
+
+TINY = "--model fractalar_tiny_in8 --class_num 3 --device cpu --num_workers 0 --amp off --batch_size 4 --nll_bsz 5"
+TRAIN = f"{TINY} --epochs 2 --warmup_epochs 1 --lr 1e-3 --num_iter_list 4,16 --save_last_freq 1 --eval_freq 2"
+
+
+def run(flags: str, **paths) -> None:
+    main_fractalgen.main(shlex.split(flags) + [part for name, path in paths.items() for part in (f"--{name}", str(path))])
+
+
+def write_pictures(folder, per_class: int) -> None:
+    for i, levels in enumerate(random_levels(3 * per_class, 8)):
+        path = folder / f"class{i % 3}" / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(levels.permute(1, 2, 0).numpy()).save(path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_pictures(folder / "train", 4)
+    write_pictures(folder / "val", 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run(f"{TRAIN} --ema", data_path=data, output_dir=folder)
+    return folder
+
+
+def records(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def test_training_writes_checkpoint_settings_log_and_samples(trained):
+    content = checkpoint.load(trained / "checkpoint-last.pth")
+    assert content["epoch"] == 1
+    assert content["args"].model == "fractalar_tiny_in8"
+    assert content["optimizer"]["param_groups"][0]["weight_decay"] == 0.0
+    fractalgen.fractalar_tiny_in8(class_num=3).load_state_dict(content["model"], strict=True)
+    settings = json.loads((trained / "settings.json").read_text())
+    assert settings["settings"]["lr"] == 1e-3
+    assert settings["versions"]["torch"] == torch.__version__
+    assert settings["commit"]
+    assert any("val/bits_per_dim" in record for record in records(trained))
+    assert Image.open(trained / "samples-0000006.png").width > 64
+
+
+def test_a_resumed_run_ends_as_the_run_that_was_not_stopped(data, trained, tmp_path):
+    run(TRAIN.replace("--epochs 2", "--epochs 1") + " --ema --warmup_epochs 0.5", data_path=data, output_dir=tmp_path / "first")
+    assert checkpoint.load(tmp_path / "first" / "checkpoint-last.pth")["epoch"] == 0
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    flags = TRAIN + " --ema --eval_freq 100 --lr_schedule constant"
+    run(flags, data_path=data, output_dir=whole)
+    run(flags.replace("--epochs 2", "--epochs 1"), data_path=data, output_dir=halves, resume=halves)  # nothing there yet
+    run(flags, data_path=data, output_dir=halves, resume=halves)
+    a, b = (checkpoint.load(folder / "checkpoint-last.pth") for folder in (whole, halves))
+    for key in ("model", "model_ema"):
+        assert all(torch.equal(a[key][name], b[key][name]) for name in a[key])
+
+
+def test_ema_weights_are_kept_and_used(data, trained, tmp_path, capsys):
+    content = checkpoint.load(trained / "checkpoint-last.pth")
+    assert not torch.equal(content["model"]["fake_latent"], content["model_ema"]["fake_latent"])
+    scores = []
+    for ema in ("", " --ema"):
+        run(f"{TINY} --evaluate_nll{ema}", data_path=data, output_dir=tmp_path, resume=trained)
+        scores.append(json.loads(capsys.readouterr().out)["bits_per_dim"])
+    assert scores[0] != scores[1]
+
+
+def test_evaluate_nll_needs_only_val(data, trained, tmp_path, capsys):
+    write_pictures(tmp_path / "val", 2)
+    run(f"{TINY} --evaluate_nll", data_path=tmp_path, output_dir=tmp_path / "out", resume=trained / "checkpoint-last.pth")
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["num_pictures"] == 6
+    assert 4 < scores["bits_per_dim"] < 12
+
+
+def test_evaluate_gen_needs_no_data(trained, tmp_path, capsys):
+    flags = f"{TINY} --evaluate_gen --num_images 6 --gen_bsz 4 --cfg 2 --data_path /nowhere"
+    run(flags, output_dir=tmp_path, resume=trained)
+    scores = json.loads(capsys.readouterr().out)
+    files = sorted((tmp_path / "generated").iterdir())
+    assert [path.name for path in files] == [f"{i:05d}.png" for i in range(6)]
+    assert np.asarray(Image.open(files[0])).shape == (8, 8, 3)
+    assert scores["num_images"] == 6
+
+
+def test_online_eval_writes_pictures_while_training(data, tmp_path):
+    flags = TRAIN.replace("--epochs 2", "--epochs 1") + " --online_eval --num_images 3"
+    run(flags, data_path=data, output_dir=tmp_path)
+    assert len(list((tmp_path / "generated-0000003").glob("*.png"))) == 3
+
+
+PUBLISHED = {
+    "train 256": "--model fractalmar_large_in256 --img_size 256 --num_conds 5 --guiding_pixel --batch_size 32 --eval_freq 40 "
+    "--save_last_freq 10 --epochs 800 --warmup_epochs 40 --blr 5.0e-5 --weight_decay 0.05 --attn_dropout 0.1 --proj_dropout 0.1 "
+    "--lr_schedule cosine --gen_bsz 256 --num_images 8000 --num_iter_list 64,16,16 --cfg 21.0 --cfg_schedule linear "
+    "--temperature 1.1 --output_dir OUT --resume OUT --data_path IMAGENET --grad_checkpointing --online_eval",
+    "train 64 ar": "--model fractalar_in64 --img_size 64 --num_conds 1 --batch_size 64 --eval_freq 40 --save_last_freq 10 "
+    "--epochs 800 --warmup_epochs 40 --blr 5.0e-5 --weight_decay 0.05 --attn_dropout 0.1 --proj_dropout 0.1 "
+    "--lr_schedule cosine --gen_bsz 256 --num_images 8000 --num_iter_list 64,16 --cfg 11.0 --cfg_schedule linear "
+    "--temperature 1.03 --output_dir OUT --resume OUT --data_path IMAGENET --grad_checkpointing --online_eval",
+    "evaluate 64 mar": "--model fractalmar_in64 --img_size 64 --num_conds 5 --gen_bsz 1024 --num_images 50000 "
+    "--num_iter_list 64,16 --cfg 6.5 --cfg_schedule linear --temperature 1.02 --output_dir OUT --resume OUT "
+    "--data_path IMAGENET --seed 0 --evaluate_gen",
+    "likelihood": "--model fractalmar_in64 --num_conds 5 --nll_bsz 128 --nll_forward_number 10 --output_dir OUT --resume OUT "
+    "--data_path IMAGENET --seed 0 --evaluate_nll --no_pin_mem --world_size 1 --local_rank -1 --dist_url env://",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_command_lines(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(PUBLISHED[name] + " --dry_run")
+    report = json.loads(capsys.readouterr().out)
+    given = shlex.split(PUBLISHED[name])
+    settings = report["settings"]
+    assert settings["model"] == given[1]
+    for flag, value in pairwise(given):
+        if flag in ("--cfg", "--temperature", "--blr"):
+            assert settings[flag[2:]] == float(value)
+    assert settings["num_iter_list"] == list(fractalgen.PRESETS[given[1]].steps)
+    assert settings["img_size"] == fractalgen.PRESETS[given[1]].sizes[0]
+    assert report["parameters"] > 4e8
+    assert report["training_gib_at_most_in_float32"]["activations"] > 0.1
+    assert not list(tmp_path.iterdir()), "a dry run writes nothing"
+
+
+def test_learning_rate_scales_with_the_total_batch(capsys):
+    run("--batch_size 32 --accum_iter 4 --dry_run --blr 1e-4")
+    assert json.loads(capsys.readouterr().out)["settings"]["lr"] == pytest.approx(1e-4 * 128 / 256)
+
+
+BAD = {
+    "unknown model": ("--model fractalmar_in65", "fractalmar_in65"),
+    "unknown guidance schedule": ("--cfg_schedule cosine", "'cosine'"),
+    "unknown learning-rate schedule": ("--lr_schedule step", "'step'"),
+    "size against preset": ("--model fractalmar_in64 --img_size 32", "--img_size 32 contradicts --model fractalmar_in64, which has 64"),
+    "conditions against preset": ("--model fractalmar_in64 --num_conds 1", "num_conds 1 contradicts model fractalmar_in64"),
+    "guiding pixel against preset": ("--model fractalmar_in64 --guiding_pixel", "guiding_pixel True contradicts"),
+    "number of images": ("--evaluate_gen --num_images 1500", "--num_images 1500 must be a multiple of --class_num 1000"),
+    "guidance below one": ("--cfg 0.5", "cfg) 0.5 is below 1"),
+    "temperature": ("--temperature 0", "temperature 0.0 must be above 0"),
+    "steps": ("--num_iter_list 64", "num_iter_list 64 must be 2 positive numbers"),
+    "steps that are no numbers": ("--num_iter_list 64,a", "64,a"),
+    "batch": ("--batch_size 0", "--batch_size 0 must be at least 1"),
+    "device": ("--device tpu9", "--device tpu9: torch finds no such device here"),
+    "place among processes": ("--world_size 4", "needs torchrun"),
+    "no data": (f"{TRAIN} --data_path /nowhere", "/nowhere/train: no such folder"),
+    "missing checkpoint": (f"{TINY} --evaluate_gen --num_images 3 --resume /nowhere/x.pth", "/nowhere/x.pth: no such checkpoint"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_input_is_one_line_and_status_2(bad, tmp_path, capsys):
+    flags, message = BAD[bad]
+    assert_refused(lambda: run(f"{flags} --output_dir {tmp_path / 'out'}"), message, capsys)
+
+
+def assert_refused(call, message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        call()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in error
+    assert error.startswith("main_fractalgen.py: error: ")
+    assert error.count("\n") == 1
+
+
+def test_bad_data_folders(data, tmp_path, capsys):
+    (tmp_path / "train").symlink_to(data / "train")
+    train = lambda: run(TRAIN, data_path=tmp_path, output_dir=tmp_path / "out")  # noqa: E731
+    assert_refused(train, f"{tmp_path}/val: no such folder; --data_path must hold train/ and val/", capsys)
+    (tmp_path / "val").mkdir()
+    assert_refused(train, "Couldn't find any class folder", capsys)
+    write_pictures(tmp_path / "val", 1)
+    (tmp_path / "val" / "class0").rename(tmp_path / "val" / "other")
+    assert_refused(train, "train/ and val/ have different class folders", capsys)
+    assert_refused(lambda: run(TRAIN + " --class_num 5", data_path=data, output_dir=tmp_path / "out"),
+                   "has 3 class folders but --class_num is 5", capsys)  # fmt: skip
+
+
+def test_an_unreadable_picture_in_a_worker_is_one_line(data, tmp_path, capsys):
+    write_pictures(tmp_path / "train", 4)
+    write_pictures(tmp_path / "val", 1)
+    for path in (tmp_path / "train").glob("*/*.png"):
+        path.write_bytes(b"broken")
+    flags = TRAIN.replace("--num_workers 0", "--num_workers 1")
+    with pytest.raises(SystemExit) as stop:
+        run(flags, data_path=tmp_path, output_dir=tmp_path / "out")
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"main_fractalgen.py: error: {tmp_path}/train/class")
+    assert "cannot be read as a picture" in last
+
+
+class Hostile:
+    def __reduce__(self):
+        return print, ("it ran",)
+
+
+def test_checkpoints_that_cannot_be_used(trained, tmp_path, capsys):
+    path = tmp_path / "checkpoint-last.pth"
+    load = lambda: run(f"{TINY} --evaluate_gen --num_images 3", resume=tmp_path, output_dir=tmp_path / "out")  # noqa: E731
+    torch.save({"model": Hostile()}, path)
+    assert_refused(load, f"{path}: refused", capsys)
+    path.write_bytes(pickle.dumps({"model": Hostile()}))
+    assert_refused(load, f"{path}: refused", capsys)
+    path.write_bytes((trained / "checkpoint-last.pth").read_bytes()[:5000])
+    assert_refused(load, f"{path}: cannot be read, it is damaged", capsys)
+    torch.save({"model": fractalgen.fractalmar_tiny_in8(class_num=3).state_dict()}, path)
+    assert_refused(load, "weights of another model", capsys)
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert_refused(lambda: run(TRAIN, output_dir=tmp_path / "file" / "out"), "/file/out: cannot be written", capsys)

@@ -1,0 +1,70 @@
+"""Processes: who am I, how many are we, and the few collective calls that we need. All of them work alone too."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from util.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def from_environment(on_itp: bool = False, world_size: int = 1, rank: int = -1) -> World:
+    """The place that torchrun's environment variables (or, `on_itp`, Open MPI's) give this process.
+
+    Without those: process `rank` of `world_size`, as the flags say; alone by default.
+    """
+    prefix = "OMPI_COMM_WORLD_" if on_itp else ""
+    names = [prefix + name for name in ("RANK", "SIZE" if on_itp else "WORLD_SIZE", "LOCAL_RANK")]
+    if all(name in os.environ for name in names):
+        return World(*(int(os.environ[name]) for name in names))
+    if on_itp or (world_size > 1 and not 0 <= rank < world_size):
+        raise UserError(f"--dist_on_itp needs {', '.join(names)}; --world_size above 1 needs torchrun or --local_rank")
+    return World(max(rank, 0), world_size, max(rank, 0)) if world_size > 1 else World()
+
+
+def connect(world: World, device: torch.device, init_method: str = "env://") -> None:
+    """Joins the process group, on the backend that suits the device. Nothing to do for a process alone."""
+    if world.size > 1:
+        backend = dist.get_default_backend_for_device(device)
+        dist.init_process_group(backend, init_method=init_method, rank=world.rank, world_size=world.size)
+
+
+def disconnect() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean of a tensor over all processes."""
+    if not dist.is_initialized():
+        return x
+    x = x.clone()
+    dist.all_reduce(x)
+    return x / dist.get_world_size()
+
+
+def gather(value) -> list:
+    """One picklable value of each process, in the order of ranks, on every process."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
