@@ -198,7 +198,9 @@ def compute_nll(
     height = model.img_size_list[0]
     rows, published = [], []
     with eval_mode(model):
-        for levels, labels, indices in tqdm(loader, desc="likelihood", disable=not (progress_bar and world.is_main)):
+        for levels, labels, indices in tqdm(
+            loader, desc="likelihood", disable=None if progress_bar and world.is_main else True
+        ):
             pictures, labels = normalize(levels.to(device, non_blocking=True)), labels.to(device)
             for number in range(passes):
                 noise = Noise.of_pictures(seed, (indices * passes + number).tolist(), model.noise_sizes)
@@ -246,7 +248,9 @@ def evaluate(
     per_class = num_images // model.class_num
     mine = range(num_images)[world.rank :: world.size]
     began = time.perf_counter()
-    with tqdm(total=len(mine), desc="pictures", unit="picture", disable=not (progress_bar and world.is_main)) as bar:
+    with tqdm(
+        total=len(mine), desc="pictures", unit="picture", disable=None if progress_bar and world.is_main else True
+    ) as bar:
         for first in range(0, len(mine), batch_size):
             indices = mine[first : first + batch_size]
             labels = [index // per_class for index in indices]
