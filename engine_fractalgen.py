@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,10 @@ class Recipe:
     grad_clip: float
     accum_iter: int = 1
 
+    def learning_rate(self, epoch: float) -> float:
+        settings = {name: getattr(self, name) for name in ("lr", "min_lr", "warmup_epochs", "epochs")}
+        return learning_rate(epoch, schedule=self.lr_schedule, **settings)
+
 
 @dataclass(frozen=True)
 class SamplerSettings:
@@ -73,76 +77,67 @@ def train_one_epoch(
     world: World,
     log: RunLog,
     ema: nn.Module | None = None,
-    last_checkpoint: Callable[[], str] = lambda: "none yet",
+    last_checkpoint: str = "none yet",
 ) -> dict[str, float]:
     """Trains on the rest of epoch number `epoch` (from 0), beginning at the loader's BatchOrder.start.
 
-    model: a FractalGen, bare or in DDP. Returns the epoch's mean loss, learning rate and images a second.
+    model: a FractalGen, bare or in DDP. Returns the mean loss and images a second.
     Raises UserError where the loss is not finite, before anything could be saved.
     """
     model.train()
     order = loader.batch_sampler
     order.epoch = epoch
     steps, first_step = len(order) // recipe.accum_iter, order.start // recipe.accum_iter
-    window, clock, read = Window(device), time.perf_counter(), []
-    log.start_epoch(epoch, recipe.epochs, steps, first_step)
     batches = iter(loader)
+    order.start = 0
+    log.start_epoch(epoch, recipe.epochs, steps, first_step)
+    window, windows, began = Window(device), [], time.perf_counter()
     for step in range(first_step, steps):
-        lr = set_learning_rate(optimizer, recipe, epoch + step / steps)
-        for micro in range(recipe.accum_iter):
-            levels, labels, _ = next(batches)
-            pictures = normalize(levels.to(device, non_blocking=True))
-            labels = labels.to(device, non_blocking=True)
-            last = micro == recipe.accum_iter - 1
-            with autocast, nullcontext() if last or world.size == 1 else model.no_sync():
-                loss, terms = model(pictures, labels, return_terms=True)
-            with nullcontext() if last or world.size == 1 else model.no_sync():
-                scaler.scale(loss / recipe.accum_iter).backward()
-            window.add(loss, terms, len(pictures), step)
-        scaler.unscale_(optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
-        if not scaler.is_enabled():  # the scaler skips such a step by itself
-            window.check(grad_norm, step)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
+        lr = recipe.learning_rate(epoch + step / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        grad_norm = train_step(model, batches, optimizer, scaler, recipe, step, window, device, autocast)
         if ema is not None:
             ema.update(bare(model))
         log.step()
         if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
             means = window.read()  # sync
-            if not math.isfinite(sum(means.values())):
+            if means is None:
                 bad = window.first_bad_step()
                 raise UserError(
-                    f"the loss or its gradient is not finite at epoch {epoch}, step {bad} of {steps}, learning rate {lr:.3g}; "
-                    f"last good checkpoint: {last_checkpoint()}; resume from it with a lower --blr, or with --amp off"
+                    f"the loss or its gradient is not finite at epoch {epoch}, step {bad} of {steps}, learning rate "
+                    f"{recipe.learning_rate(epoch + bad / steps):.3g}; last good checkpoint: {last_checkpoint}; "
+                    "resume from it with a lower --blr, or with --amp off"
                 )
-            means["secs"], clock = time.perf_counter() - clock, time.perf_counter()
-            means["pictures"] = window.pictures * world.size
-            read.append(means)
-            shown = {k: v for k, v in means.items() if k not in ("secs", "pictures", "finite")}
-            shown |= {"lr": lr, "grad_norm": grad_norm.item(), "images_per_s": means["pictures"] / means["secs"]}
-            log.record(epoch * steps + step + 1, {f"train/{name}": value for name, value in shown.items()})
-            window = Window(device)
-    order.start = 0
-    seen, secs = (sum(means[key] for means in read) for key in ("pictures", "secs"))
-    if not seen:
-        return {"loss": math.nan, "images_per_s": math.nan}
-    return {"loss": sum(m["loss"] * m["pictures"] for m in read) / seen, "images_per_s": seen / secs}
+            pictures, now = window.pictures * world.size, time.perf_counter()
+            windows.append((means["loss"] * pictures, pictures, now - began))
+            means |= {"lr": lr, "grad_norm": grad_norm.item(), "images_per_s": pictures / (now - began)}
+            log.record(epoch * steps + step + 1, {f"train/{name}": value for name, value in means.items()})
+            window, began = Window(device), now
+    loss, pictures, secs = (sum(column) for column in zip(*windows, strict=True)) if windows else (math.nan, 1, math.nan)
+    return {"loss": loss / pictures, "images_per_s": pictures / secs}
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: float) -> float:
-    lr = learning_rate(
-        epoch,
-        lr=recipe.lr,
-        min_lr=recipe.min_lr,
-        warmup_epochs=recipe.warmup_epochs,
-        epochs=recipe.epochs,
-        schedule=recipe.lr_schedule,
-    )
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    return lr
+def train_step(model, batches, optimizer, scaler, recipe, step: int, window: "Window", device, autocast) -> Tensor:
+    """One optimiser step over `accum_iter` batches, noted in `window`. Returns the gradient's norm before clipping."""
+    for micro in range(recipe.accum_iter):
+        levels, labels, _ = next(batches)
+        pictures = normalize(levels.to(device, non_blocking=True))
+        labels = labels.to(device, non_blocking=True)
+        accumulate = isinstance(model, DistributedDataParallel) and micro + 1 < recipe.accum_iter
+        with model.no_sync() if accumulate else nullcontext():
+            with autocast:
+                loss, terms = model(pictures, labels, return_terms=True)
+            scaler.scale(loss / recipe.accum_iter).backward()
+        window.add(loss, terms, len(pictures), step)
+    scaler.unscale_(optimizer)
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
+    if not scaler.is_enabled():  # the scaler skips such a step by itself
+        window.check(grad_norm, step)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    return grad_norm
 
 
 class Window:
@@ -154,7 +149,7 @@ class Window:
 
     def add(self, loss: Tensor, terms: Sequence[Term], pictures: int, step: int) -> None:
         self.names = ("loss", *(f"loss_{term.name}" for term in terms))
-        self.sum = self.sum + torch.stack([loss.detach(), *(term.mean(True).detach() for term in terms)]).float()
+        self.sum = self.sum + torch.stack([loss.detach(), *(term.loss.detach() for term in terms)]).float()
         self.count += 1
         self.pictures += pictures
         self.check(loss.detach(), step)
@@ -162,11 +157,11 @@ class Window:
     def check(self, value: Tensor, step: int) -> None:
         self.bad = torch.where(value.isfinite(), self.bad, self.bad.clamp(max=step))
 
-    def read(self) -> dict[str, float]:
-        """Means over the window and over all processes; `finite` is NaN where any value on any process was not."""
+    def read(self) -> dict[str, float] | None:
+        """Means over the window and over all processes; None where any value on any process was not finite."""
         finite = torch.where(self.bad.isinf(), 0.0, math.nan)
-        means = dist.mean(torch.cat([self.sum / self.count, finite[None]]))
-        return dict(zip((*self.names, "finite"), means.tolist(), strict=True))
+        *means, finite = dist.mean(torch.cat([self.sum / self.count, finite[None]])).tolist()
+        return dict(zip(self.names, means, strict=True)) if math.isfinite(finite + sum(means)) else None
 
     def first_bad_step(self) -> int:
         return int(min(dist.gather(self.bad.item())))
@@ -197,16 +192,19 @@ def compute_nll(
     """
     height = model.img_size_list[0]
     rows, published = [], []
+    quiet = None if progress_bar and world.is_main else True  # None: a bar on a terminal only
     with eval_mode(model):
-        for levels, labels, indices in tqdm(
-            loader, desc="likelihood", disable=None if progress_bar and world.is_main else True
-        ):
+        for levels, labels, indices in tqdm(loader, desc="likelihood", disable=quiet):
             pictures, labels = normalize(levels.to(device, non_blocking=True)), labels.to(device)
+            unconditional = torch.ones_like(labels, dtype=torch.bool)
             for number in range(passes):
-                noise = Noise.of_pictures(seed, (indices * passes + number).tolist(), model.noise_sizes)
-                masks = [mask and mask.to(device) for mask in model.draw_masks(noise)]
+                keys = (indices + number * len(loader.dataset)).tolist()
+                masks = model.draw_masks(Noise.of_pictures(seed, keys, model.noise_sizes))
+                masks = [mask and mask.to(device) for mask in masks]
                 with autocast:
-                    loss, terms = model(pictures, labels, masks=masks, train=False, dither=0.0, return_terms=True)
+                    loss, terms = model(
+                        pictures, labels, masks=masks, label_drop=unconditional, train=False, dither=0.0, return_terms=True
+                    )
                 bits = bits_by_term(model, terms, masks, len(pictures))
                 rows.append((indices, {name: value.double().cpu() for name, value in bits.items()}))
                 published.append((loss.item() * len(pictures), len(pictures)))
@@ -245,6 +243,9 @@ def evaluate(
     Picture i depends on (weights, settings, seed, i) alone. Returns the number of pictures and seconds a picture.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    others = {path.name for path in folder.glob("*.png")} - {f"{index:05d}.png" for index in range(num_images)}
+    if others:
+        raise UserError(f"{folder}: holds {len(others)} pictures that are none of these {num_images} ({min(others)}); empty it")
     per_class = num_images // model.class_num
     mine = range(num_images)[world.rank :: world.size]
     began = time.perf_counter()

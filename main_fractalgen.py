@@ -6,16 +6,17 @@ torchrun --nproc_per_node=8 main_fractalgen.py --model fractalmar_in64 ...      
 
 import argparse
 import json
+import math
 import random
 import sys
-from contextlib import nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 import engine_fractalgen as engine
 from models import fractalgen
@@ -39,8 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         run(args)
     except UserError as error:  # from a data worker it arrives wrapped in that process's traceback
         parser.error(str(error).strip().splitlines()[-1].removeprefix("util.errors.UserError: "))
-    finally:
-        dist.disconnect()
+    dist.disconnect()  # not after an error: the other processes may be waiting for us, and leaving frees them
 
 
 def run(args: argparse.Namespace) -> None:
@@ -67,7 +67,17 @@ def run(args: argparse.Namespace) -> None:
     if args.evaluate_nll or args.evaluate_gen:
         job.evaluate()
     else:
-        job.train()
+        Training(job).run()
+
+
+RANGES = {
+    "batch_size accum_iter epochs save_last_freq eval_freq nll_bsz nll_forward_number": (1, math.inf),
+    "num_images gen_bsz class_num": (1, math.inf),
+    "start_epoch num_workers warmup_epochs lr blr min_lr weight_decay r_weight": (0, math.inf),
+    "grad_clip": (1e-6, math.inf),
+    "attn_dropout proj_dropout label_drop_prob ema_decay": (0, 1),
+    "seed": (0, 2**31),  # NumPy's and torch's generators both take these, and a few more for the processes
+}  # fmt: skip
 
 
 def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
@@ -82,19 +92,22 @@ def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
     if not usable:
         raise UserError(f"--device {args.device}: torch finds no such device here; leave it out or give cpu")
     if device.type != "cpu":
-        torch.accelerator.set_device_index(world.local_rank)
-        device = torch.device(device.type, world.local_rank)
+        index = world.local_rank if world.size > 1 or device.index is None else device.index
+        if index >= (count := torch.accelerator.device_count()):
+            raise UserError(f"--device {args.device}: number {index} of {count}; start at most one process a device")
+        torch.accelerator.set_device_index(index)
+        device = torch.device(device.type, index)
     args.amp = args.amp or ("bf16" if has_bf16(device) else "off")
     preset = fractalgen.PRESETS[args.model]
     if args.img_size not in (None, preset.sizes[0]):
         raise UserError(f"--img_size {args.img_size} contradicts --model {args.model}, which has {preset.sizes[0]}")
     args.img_size, args.num_iter_list = preset.sizes[0], args.num_iter_list or preset.steps
     args.lr = args.lr if args.lr is not None else args.blr * args.batch_size * args.accum_iter * world.size / 256
-    counts = ("batch_size", "accum_iter", "epochs", "save_last_freq", "eval_freq", "nll_bsz", "nll_forward_number",
-              "num_images", "gen_bsz", "class_num")  # fmt: skip
-    for name in counts:
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
+    for names, (low, high) in RANGES.items():
+        for name in names.split():
+            if not low <= (value := getattr(args, name)) <= high:
+                bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+                raise UserError(f"--{name} {value} must be {bounds}")
     if (args.evaluate_gen or args.online_eval) and args.num_images % args.class_num:
         raise UserError(
             f"--num_images {args.num_images} must be a multiple of --class_num {args.class_num}: the same for each class"
@@ -125,9 +138,17 @@ def build_model(args: argparse.Namespace) -> fractalgen.FractalGen:
 
 
 class Job:
-    """The objects of one run, wired together; the work is the engine's."""
+    """What every run has, and the evaluations; the work is the engine's."""
 
-    def __init__(self, args, model, device, autocast, world, output_dir):
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        model: fractalgen.FractalGen,
+        device: torch.device,
+        autocast: AbstractContextManager,
+        world: dist.World,
+        output_dir: Path,
+    ):
         self.args, self.model, self.device, self.autocast = args, model, device, autocast
         self.world, self.output_dir = world, output_dir
         self.settings = engine.SamplerSettings(
@@ -135,44 +156,28 @@ class Job:
         )
 
     def data(self, split: str) -> PictureFolder:
-        args = self.args
-        dataset = PictureFolder(
-            Path(args.data_path) / split, args.img_size, flip=split == "train" and args.flip, seed=args.seed
-        )
+        args, folder = self.args, Path(self.args.data_path) / split
+        dataset = PictureFolder(folder, args.img_size, flip=split == "train" and args.flip, seed=args.seed)
         if len(dataset.classes) != args.class_num:
-            raise UserError(
-                f"{Path(args.data_path) / split} has {len(dataset.classes)} class folders but --class_num is {args.class_num}"
-            )
+            raise UserError(f"{folder} has {len(dataset.classes)} class folders but --class_num is {args.class_num}")
         return dataset
 
-    def loader(self, dataset: PictureFolder, batch_size: int, shuffled: bool):
+    def loader(self, dataset: PictureFolder, batch_size: int, shuffled: bool) -> DataLoader:
         pin = self.args.pin_mem and self.device.type != "cpu"
-        return make_loader(
-            dataset, batch_size, self.world, shuffled=shuffled, num_workers=self.args.num_workers, pin_memory=pin
-        )
+        workers = self.args.num_workers
+        return make_loader(dataset, batch_size, self.world, shuffled=shuffled, num_workers=workers, pin_memory=pin)
 
-    def nll(self, model, loader) -> dict[str, float]:
+    def nll(self, model: fractalgen.FractalGen, loader: DataLoader) -> dict[str, float]:
         return engine.compute_nll(
-            model,
-            loader,
-            passes=self.args.nll_forward_number,
-            seed=self.args.seed,
-            device=self.device,
-            autocast=self.autocast,
-            world=self.world,
-        )
+            model, loader, passes=self.args.nll_forward_number, seed=self.args.seed,
+            device=self.device, autocast=self.autocast, world=self.world,
+        )  # fmt: skip
 
-    def generate(self, model, folder: Path) -> dict[str, float]:
+    def generate(self, model: fractalgen.FractalGen, folder: Path) -> dict[str, float]:
         return engine.evaluate(
-            model,
-            folder,
-            self.settings,
-            num_images=self.args.num_images,
-            batch_size=self.args.gen_bsz,
-            seed=self.args.seed,
-            autocast=self.autocast,
-            world=self.world,
-        )
+            model, folder, self.settings, num_images=self.args.num_images, batch_size=self.args.gen_bsz,
+            seed=self.args.seed, autocast=self.autocast, world=self.world,
+        )  # fmt: skip
 
     def evaluate(self) -> None:
         """--evaluate_nll and --evaluate_gen: prints a JSON line each."""
@@ -180,8 +185,9 @@ class Job:
         if args.resume:
             path = checkpoint.locate(args.resume)
             content = checkpoint.load(path)
-            weights = content["model_ema"] if args.ema and content.get("model_ema") else content["model"]
-            checkpoint.load_weights(self.model, weights, path)
+            if args.ema and not content.get("model_ema"):
+                raise UserError(f"{path}: holds no averaged weights 'model_ema'; leave out --ema")
+            checkpoint.load_weights(self.model, content["model_ema" if args.ema else "model"], path)
         elif self.world.is_main:
             print("no --resume: the weights are random", file=sys.stderr)
         if args.evaluate_nll:
@@ -194,85 +200,93 @@ class Job:
             if self.world.is_main:
                 print(json.dumps({**scores, "folder": str(folder)}))
 
-    def train(self) -> None:
-        args, world, model = self.args, self.world, self.model
-        train_set, val_set = self.data("train"), self.data("val")
+
+class Training:
+    """A job's training: optimiser, scaler and average, the loop over epochs, saving and resuming."""
+
+    def __init__(self, job: Job):
+        args, model = job.args, job.model
+        self.job, self.last_checkpoint = job, "none yet"
+        train_set, val_set = job.data("train"), job.data("val")
         if train_set.classes != val_set.classes:
             raise UserError(f"{args.data_path}: train/ and val/ have different class folders")
-        train_loader = self.loader(train_set, args.batch_size, shuffled=True)
-        val_loader = self.loader(val_set, args.nll_bsz, shuffled=False)
-        if len(train_loader.batch_sampler) < args.accum_iter:
-            raise UserError(
-                f"--accum_iter {args.accum_iter} is more than the {len(train_loader.batch_sampler)} batches of an epoch"
-            )
+        self.train_loader = job.loader(train_set, args.batch_size, shuffled=True)
+        self.val_loader = job.loader(val_set, args.nll_bsz, shuffled=False)
+        batches = len(self.train_loader.batch_sampler)
+        if batches < args.accum_iter:
+            raise UserError(f"--accum_iter {args.accum_iter} is more than the {batches} batches of an epoch")
+        self.steps = batches // args.accum_iter  # an epoch
         if args.compile:
             for module in model.modules():
                 if isinstance(module, (Block, RotaryBlock)):
-                    module.compile(dynamic=True)
+                    module.compile(dynamic=True)  # the number of masked patches differs from step to step
         self.optimizer = torch.optim.AdamW(
             engine.add_weight_decay(model, args.weight_decay), lr=args.lr, betas=(0.9, 0.95), fused=True
         )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.amp == "fp16")
+        self.scaler = torch.amp.GradScaler(job.device.type, enabled=args.amp == "fp16")
         self.ema = None
         if args.ema:
             from timm.utils import ModelEmaV3
 
             self.ema = ModelEmaV3(model, decay=args.ema_decay)
-        log = RunLog(self.output_dir, enabled=world.is_main)
-        start_epoch = self.resume(log)
-        wrapped: nn.Module = model
-        if world.size > 1:
-            ids = None if self.device.type == "cpu" else [world.local_rank]
-            wrapped = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
-        recipe = engine.Recipe(
-            args.lr, args.min_lr, args.lr_schedule, args.warmup_epochs, args.epochs, args.grad_clip, args.accum_iter
-        )
-        steps = len(train_loader.batch_sampler) // args.accum_iter
-        log.say(
-            f"{len(train_set)} training and {len(val_set)} validation pictures, {steps} steps an epoch, log: {self.output_dir}"
-        )
-        train_epoch = partial(
-            engine.train_one_epoch, wrapped, train_loader, self.optimizer, self.scaler, recipe,
-            device=self.device, autocast=self.autocast, world=world, log=log, ema=self.ema,
-            last_checkpoint=lambda: self.last_checkpoint,
-        )  # fmt: skip
-        for epoch in range(start_epoch, args.epochs):
-            train_epoch(epoch=epoch)
-            final = epoch + 1 == args.epochs
-            if (epoch + 1) % args.save_last_freq == 0 or final:
-                self.save(epoch)
-            if (epoch + 1) % args.eval_freq == 0 or final:
-                self.evaluate_in_training(val_loader, (epoch + 1) * steps, log)
-        log.close()
 
-    def evaluate_in_training(self, val_loader, step: int, log: RunLog) -> None:
-        """Bits/dim of the validation pictures and a grid of samples; with --online_eval also the numbered PNGs."""
-        args, world = self.args, self.world
-        model = self.ema.module if self.ema else self.model
-        scores = self.nll(model, val_loader)
-        log.record(step, {f"val/{name}": value for name, value in scores.items()})
-        if world.is_main:
+    def run(self) -> None:
+        args, job = self.job.args, self.job
+        with RunLog(job.output_dir, enabled=job.world.is_main) as log:
+            first_epoch = self.resume(log)
+            train, val = (len(loader.dataset) for loader in (self.train_loader, self.val_loader))
+            log.say(f"{train} training and {val} validation pictures, {self.steps} steps an epoch, log: {job.output_dir}")
+            model: nn.Module = job.model
+            if job.world.size > 1:
+                model = DistributedDataParallel(model, device_ids=None if job.device.index is None else [job.device.index])
+            recipe = engine.Recipe(
+                args.lr, args.min_lr, args.lr_schedule, args.warmup_epochs, args.epochs, args.grad_clip, args.accum_iter
+            )
+            for epoch in range(first_epoch, args.epochs):
+                engine.train_one_epoch(
+                    model, self.train_loader, self.optimizer, self.scaler, recipe,
+                    epoch=epoch, device=job.device, autocast=job.autocast, world=job.world, log=log, ema=self.ema,
+                    last_checkpoint=self.last_checkpoint,
+                )  # fmt: skip
+                final = epoch + 1 == args.epochs
+                if (epoch + 1) % args.save_last_freq == 0 or final:
+                    self.save(epoch)
+                if (epoch + 1) % args.eval_freq == 0 or final:
+                    with torch.compiler.set_stance("force_eager"):  # sampling has too many shapes to compile
+                        self.evaluate((epoch + 1) * self.steps, log)
+
+    def evaluate(self, step: int, log: RunLog) -> None:
+        """Bits/dim of the validation pictures and a grid of samples; with --online_eval also the numbered PNGs.
+
+        Draws from no global generator, so that a run does not depend on how often it is evaluated.
+        """
+        job, args = self.job, self.job.args
+        model = self.ema.module if self.ema else job.model
+        log.record(step, {f"val/{name}": value for name, value in job.nll(model, self.val_loader).items()})
+        if job.world.is_main:
             classes = np.linspace(0, args.class_num - 1, num=16).astype(int).tolist()
-            sheet = make_sheet(engine.draw(model, classes, range(16), self.settings, args.seed, self.autocast), columns=8)
+            pictures = engine.draw(model, classes, range(16), job.settings, args.seed, job.autocast)
+            sheet = make_sheet(pictures, columns=8)
             log.picture(step, "samples", sheet)
-            sheet.save(self.output_dir / f"samples-{step:07d}.png")
+            sheet.save(job.output_dir / f"samples-{step:07d}.png")
         dist.barrier()
         if args.online_eval:
-            scores = self.generate(model, self.output_dir / f"generated-{step:07d}")
-            log.say(f"pictures: {scores}")
-
-    last_checkpoint = "none yet"
+            log.say(f"pictures: {job.generate(model, job.output_dir / f'generated-{step:07d}')}")
 
     def save(self, epoch: int) -> None:
-        states = dist.gather(checkpoint.random_state(self.device))
-        path = self.output_dir / checkpoint.NAME
-        if self.world.is_main:
+        """Epoch `epoch` is finished; `batch` is the number of batches done of the one after it."""
+        job = self.job
+        states = dist.gather(checkpoint.random_state(job.device))
+        path = job.output_dir / checkpoint.NAME
+        if job.world.is_main:
             content = {
-                "model": self.model.state_dict(),
+                "model": job.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "epoch": epoch,
                 "scaler": self.scaler.state_dict(),
-                "args": self.args,
+                "args": job.args,
+                "step": (epoch + 1) * self.steps,
+                "batch": 0,
                 "random": states,
             }
             if self.ema:
@@ -283,25 +297,31 @@ class Job:
 
     def resume(self, log: RunLog) -> int:
         """Takes up --resume, if there is something, and returns the epoch to begin with."""
-        args = self.args
+        job, args = self.job, self.job.args
         if not args.resume:
             return args.start_epoch
         path = checkpoint.locate(args.resume)
-        if not path.exists() and path.parent.resolve() == self.output_dir.resolve():
+        if not path.exists() and path.parent.resolve() == job.output_dir.resolve():
             log.say(f"{path} does not exist yet: starting afresh")
             return args.start_epoch
         content = checkpoint.load(path)
-        checkpoint.load_weights(self.model, content["model"], path)
+        checkpoint.load_weights(job.model, content["model"], path)
         if self.ema:
             self.ema.module.load_state_dict(content.get("model_ema") or content["model"])
         if not {"optimizer", "epoch"} <= content.keys():
             log.say(f"{path} holds weights only: starting from them at epoch {args.start_epoch}")
             return args.start_epoch
+        for group in content["optimizer"]["param_groups"]:  # a published file knows nothing of the fused kernel
+            group.update(fused=True, foreach=None)
         self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content.get("scaler") or {})
+        if content.get("scaler"):
+            self.scaler.load_state_dict(content["scaler"])
+        self.train_loader.batch_sampler.start = content.get("batch", 0)
         states = content.get("random", [])
-        if len(states) == self.world.size:
-            checkpoint.set_random_state(states[self.world.rank], self.device)
+        if len(states) == job.world.size:
+            checkpoint.set_random_state(states[job.world.rank], job.device)
+        else:
+            log.say(f"{path} has the random state of {len(states)} processes, not {job.world.size}: masks will differ")
         self.last_checkpoint = f"{path} (epoch {content['epoch']})"
         log.say(f"resumed {path} after epoch {content['epoch']}")
         return content["epoch"] + 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.generator import Choices, Generator, Handed, LevelSpec, register_generator
 from models.guidance import Guidance
-from models.layers import KVCache, RotaryBlock, init_weights, run_blocks
+from models.layers import KVCache, RotaryBlock, init_weights, make_caches, run_blocks
 from models.noise import Noise
 from models.patches import patchify
 from models.rope import rotation_table
@@ -24,7 +24,7 @@ class ARState:
     halves: int
 
 
-@register_generator("ar", hands_down=1)
+@register_generator("ar", hands_down=1, reads=1)
 class AR(Generator):
     """Causal transformer with rotary positions. Reads conditions[0]; hands down one condition.
 
@@ -54,11 +54,7 @@ class AR(Generator):
     def run(self, x: Tensor, start: int = 0, caches: Sequence[KVCache] | None = None) -> Tensor:
         span = slice(start, start + x.shape[1])
         rotation = self.rope_cos[span], self.rope_sin[span]
-        if caches is None:
-            return run_blocks(self.blocks, x, rotation, checkpointing=self.spec.grad_checkpointing)
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, rotation, cache)
-        return x
+        return run_blocks(self.blocks, x, rotation, caches=caches, checkpointing=self.spec.grad_checkpointing)
 
     def trunk(self, tokens: Tensor, start: int = 0, caches: Sequence[KVCache] | None = None) -> Tensor:
         """Embedded tokens number start, start + 1, … (N, T, D) -> outputs (N, T, D)."""
@@ -73,13 +69,9 @@ class AR(Generator):
         size = self.spec.patch_size
         return Handed(patches.reshape(-1, 3, size, size), [out.flatten(0, 1)])
 
-    def start(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise) -> ARState:
-        spec, condition = self.spec, self.cond_emb(conds[0])
-        # Under autocast keys and values take the dtype of linear layers, which is also that of `condition`.
-        caches = [
-            KVCache(len(condition), spec.num_heads, spec.num_patches, spec.embed_dim // spec.num_heads, condition)
-            for _ in self.blocks
-        ]
+    def start(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, order: Tensor) -> ARState:
+        condition = self.cond_emb(conds[0])
+        caches = make_caches(self.blocks, self.spec.num_heads, self.spec.num_patches, condition)
         return ARState(condition, caches, 2 if guidance.doubled else 1)
 
     def predict(self, state: ARState, canvas: Tensor, order: Tensor, begin: int, end: int) -> list[Tensor]:

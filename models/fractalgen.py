@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models import ar, mar  # noqa: F401  importing them registers their types
-from models.generator import GENERATORS, Choices, Generator, LevelSpec, Mask
+from models.generator import GENERATORS, Choices, Generator, LevelSpec, Mask, check_architecture
 from models.guidance import Guidance, inverse_cdf
 from models.noise import Noise
 from models.pixelloss import PixelLoss
@@ -24,17 +24,17 @@ GUIDING_R_WEIGHT = 5.0
 
 @dataclass(frozen=True)
 class Term:
-    """One term of the loss: negative log-likelihoods (R, 3) in nats of R, G, B of the rows of one softmax head."""
+    """One term of the loss, from one softmax head: nll (R, 3), nats of R, G, B of its rows, and their weighted mean."""
 
     name: str
     nll: Tensor
-    r_weight: float
+    loss: Tensor
 
-    def mean(self, train: bool) -> Tensor:
-        """Scalar: in training weighted over the channels, else plain (SPEC section 4)."""
-        red, green, blue = self.nll.mean(0)
-        weight = self.r_weight if train else 1.0
-        return (weight * red + green + blue) / (weight + 2)
+    @classmethod
+    def of(cls, name: str, nll: Tensor, r_weight: float) -> "Term":
+        """`r_weight` is R's weight against 1 for G and B; the mean divides by their sum (SPEC section 4)."""
+        red, green, blue = nll.mean(0)
+        return cls(name, nll, (r_weight * red + green + blue) / (r_weight + 2))
 
 
 class FractalGen(nn.Module):
@@ -110,10 +110,12 @@ class FractalGen(nn.Module):
         handed = self.generator(pictures, conds, choices)
         terms = []
         if handed.guiding_nll is not None:
-            terms.append(Term(f"guiding{self.fractal_level}", handed.guiding_nll, GUIDING_R_WEIGHT))
+            weight = GUIDING_R_WEIGHT if choices.train else 1.0
+            terms.append(Term.of(f"guiding{self.fractal_level}", handed.guiding_nll, weight))
         if isinstance(self.next_fractal, PixelLoss):
             pixels = handed.pictures.flatten(1)  # (R, 3)
-            return [*terms, Term("rgb", self.next_fractal(pixels, handed.conds), self.r_weight)]
+            nll = self.next_fractal(pixels, handed.conds)
+            return [*terms, Term.of("rgb", nll, self.r_weight if choices.train else 1.0)]
         return terms + self.next_fractal.terms(handed.pictures, handed.conds, choices)
 
     def conditions(self, labels: Tensor, label_drop: Tensor) -> list[Tensor]:
@@ -145,7 +147,7 @@ class FractalGen(nn.Module):
             drop_prob = self.label_drop_prob if train else 1.0
             label_drop = torch.rand(len(imgs), device=imgs.device) < drop_prob
         terms = self.terms(imgs, self.conditions(labels, label_drop), Choices(masks, train, dither))
-        loss = torch.stack([term.mean(train) for term in terms]).sum()
+        loss = torch.stack([term.loss for term in terms]).sum()
         return (loss, terms) if return_terms else loss
 
     def draw_masks(self, noise: Noise, train: bool = False) -> list[Mask | None]:
@@ -212,34 +214,6 @@ class FractalGen(nn.Module):
         return self.img_size_list[self.fractal_level :]
 
     generate = generate
-
-
-def check_architecture(sizes, widths, blocks, heads, generators, num_conds) -> None:
-    """Raises ValueError, naming the level, for an architecture that cannot be built."""
-    lists = {"img_size": sizes, "embed_dim": widths, "num_blocks": blocks, "num_heads": heads, "generator_type": generators}
-    if len(sizes) < 2 or len({len(entries) for entries in lists.values()}) != 1:
-        lengths = ", ".join(f"{name}_list {len(entries)}" for name, entries in lists.items())
-        raise ValueError(f"the lists need one entry for each level, the RGB head last, and at least two; got {lengths}")
-    if sizes[-1] != 1:
-        raise ValueError(f"the last of img_size_list must be 1 (a pixel), got {sizes[-1]}")
-    if generators[-1] != "ar":
-        raise ValueError(f"the last of generator_type_list is the RGB head and must be 'ar', got {generators[-1]!r}")
-    available = 5  # level 0 gets one vector as often as it wants
-    for level, kind in enumerate(generators[:-1]):
-        if kind not in GENERATORS:
-            raise ValueError(f"level {level}: unknown generator type {kind!r}; one of {', '.join(GENERATORS)}")
-        if sizes[level + 1] < 1 or sizes[level] % sizes[level + 1] or sizes[level] <= sizes[level + 1]:
-            raise ValueError(f"level {level}: picture side {sizes[level]} must be a multiple of patch side {sizes[level + 1]}")
-        if level > 0 and kind != "ar" and num_conds > available:
-            raise ValueError(
-                f"level {level}: num_conds {num_conds} but the {generators[level - 1]} level above hands down {available}"
-            )
-        available = GENERATORS[kind].hands_down
-    for level, (width, number) in enumerate(zip(widths, heads, strict=True)):
-        if number < 1 or width % number:
-            raise ValueError(f"level {level}: width {width} must be a multiple of the number of heads, {number}")
-    if num_conds < 1:
-        raise ValueError(f"num_conds must be at least 1, got {num_conds}")
 
 
 @dataclass(frozen=True)

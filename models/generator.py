@@ -1,7 +1,8 @@
 """What every generator type shares: its place in the fractal, its contract, and the canvas loop that samples.
 
 A generator turns the pictures of its level into patches, and its incoming conditions into the patches' conditions.
-A new type needs `forward`, `start` and `predict` (and `plan`, `order` where they are not raster, one patch a step):
+A new type needs `forward`, `start` and `predict`; `plan` and `order` where they are not raster, one patch a step; and
+`run`, if its cost is to be reported:
 
     @register_generator("mine", hands_down=1)
     class Mine(Generator): ...
@@ -70,7 +71,10 @@ class Mask:
     def of_counts(cls, counts: np.ndarray, order: Tensor) -> "Mask":
         """Masks the `counts[n]` (host) first patches in the order of the numbers `order` (N, L)."""
         rank = order.argsort(dim=-1, stable=True).argsort(-1)
-        masked = rank < torch.from_numpy(counts).to(order.device, non_blocking=True)[:, None]
+        on_host = torch.from_numpy(counts.astype(np.int16 if order.shape[1] < 2**15 else np.int64))
+        if torch.accelerator.is_available():
+            on_host = on_host.pin_memory()  # else a copy of more than 64 KiB waits for the device
+        masked = rank < on_host.to(order.device, non_blocking=True)[:, None]
         rows = masked.flatten().to(torch.uint8).argsort(dim=0, descending=True, stable=True)[: int(counts.sum())]
         return cls(masked, rows)
 
@@ -83,7 +87,7 @@ class Choices:
     """What one forward pass decides, said instead of read off `module.training`.
 
     masks   a Mask for each level, None where the level has none or is to draw it; None: all levels draw
-    train   draw masks as in training, else as in evaluation (SPEC section 3)
+    train   draw masks and weigh channels as in training, else as in evaluation (SPEC sections 3, 4)
     dither  standard deviation, in levels, of the noise added to a guiding pixel before rounding
     """
 
@@ -102,9 +106,11 @@ class Handed:
 
 
 class Generator(nn.Module):
-    """One level's generator. `spec` is its place; `hands_down` the number of conditions that it gives each patch."""
+    """One level's generator. `spec` is its place; `hands_down` the number of conditions that it gives each patch, and
+    `reads` the number that it needs itself (None: the model's num_conds)."""
 
     hands_down: int
+    reads: int | None
 
     def __init__(self, spec: LevelSpec):
         super().__init__()
@@ -116,14 +122,14 @@ class Generator(nn.Module):
 
     def run(self, x: Tensor) -> Tensor:
         """The transformer blocks alone, on embedded tokens (N, T, D): what the cost report counts."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.run, which the cost report measures")
 
     def draw_mask(self, noise: Noise, train: bool) -> Mask | None:
         """The mask that `noise` decides, None for a type whose patches all go down."""
         return None
 
-    def start(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise):
-        """Sampling state of N pictures, whatever `predict` wants: conditions, each (h * N, cond_dim), caches, …"""
+    def start(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, order: Tensor):
+        """Sampling state of N pictures, whatever `predict` wants, from conditions, each (h * N, cond_dim), and order (N, L)."""
         raise NotImplementedError
 
     def predict(self, state, canvas: Tensor, order: Tensor, begin: int, end: int) -> list[Tensor]:
@@ -159,7 +165,7 @@ class Generator(nn.Module):
         weight = next(self.parameters())
         order = self.order(noise)
         canvas = weight.new_zeros(*order.shape, spec.patch_dim)
-        state = self.start(conds, guidance, noise)
+        state = self.start(conds, guidance, noise, order)
         steps = list(self.plan(num_iter))
         for step, (begin, end, progress) in enumerate(steps):
             where = order[:, begin:end]  # (N, k)
@@ -175,14 +181,45 @@ class Generator(nn.Module):
 GENERATORS: dict[str, type[Generator]] = {}
 
 
-def register_generator(name: str, hands_down: int) -> Callable[[type[Generator]], type[Generator]]:
-    """Class decorator: makes a Generator available as `name` in `generator_type_list`."""
+def register_generator(name: str, hands_down: int, reads: int | None = None) -> Callable[[type[Generator]], type[Generator]]:
+    """Class decorator: makes a Generator available as `name` in `generator_type_list`. For the numbers see `Generator`."""
 
     def add(cls: type[Generator]) -> type[Generator]:
         if name in GENERATORS:
             raise ValueError(f"generator type {name!r} is registered already")
-        cls.hands_down = hands_down
+        cls.hands_down, cls.reads = hands_down, reads
         GENERATORS[name] = cls
         return cls
 
     return add
+
+
+def check_architecture(sizes, widths, blocks, heads, generators, num_conds) -> None:
+    """Raises ValueError, naming the level, for an architecture that cannot be built."""
+    lists = {"img_size": sizes, "embed_dim": widths, "num_blocks": blocks, "num_heads": heads, "generator_type": generators}
+    if len(sizes) < 2 or len({len(entries) for entries in lists.values()}) != 1:
+        lengths = ", ".join(f"{name}_list {len(entries)}" for name, entries in lists.items())
+        raise ValueError(f"the lists need one entry for each level, the RGB head last, and at least two; got {lengths}")
+    if sizes[-1] != 1:
+        raise ValueError(f"the last of img_size_list must be 1 (a pixel), got {sizes[-1]}")
+    if generators[-1] != "ar":
+        raise ValueError(f"the last of generator_type_list is the RGB head and must be 'ar', got {generators[-1]!r}")
+    available = num_conds  # level 0 gets one vector as often as it wants
+    for level, kind in enumerate(generators[:-1]):
+        if kind not in GENERATORS:
+            raise ValueError(f"level {level}: unknown generator type {kind!r}; one of {', '.join(GENERATORS)}")
+        if sizes[level + 1] < 1 or sizes[level] % sizes[level + 1] or sizes[level] <= sizes[level + 1]:
+            raise ValueError(f"level {level}: picture side {sizes[level]} must be a multiple of patch side {sizes[level + 1]}")
+        reads = GENERATORS[kind].reads or num_conds
+        if reads > available:
+            raise ValueError(
+                f"level {level}: num_conds {reads}, but the {generators[level - 1]} level above hands down {available}"
+            )
+        available = GENERATORS[kind].hands_down
+    for level, (width, depth, number) in enumerate(zip(widths, blocks, heads, strict=True)):
+        if depth < 1:
+            raise ValueError(f"level {level}: needs at least one block, got {depth}")
+        if number < 1 or width < 1 or width % number:
+            raise ValueError(f"level {level}: width {width} must be a multiple of the number of heads, {number}")
+    if num_conds < 1:
+        raise ValueError(f"num_conds must be at least 1, got {num_conds}")

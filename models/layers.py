@@ -3,6 +3,7 @@
 Letters: N sequences, T tokens, D width, h heads, d = D / h.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -57,7 +58,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(future, -torch.inf)
-    return scores.softmax(-1) @ v
+    return scores.float().softmax(-1).to(v.dtype) @ v
 
 
 class Attention(nn.Module):
@@ -147,10 +148,21 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x.float(), self.normalized_shape, eps=self.eps).type_as(x) * self.weight
 
 
-def run_blocks(blocks: nn.ModuleList, x: Tensor, *args, checkpointing: bool = False) -> Tensor:
+def make_caches(blocks: nn.ModuleList, num_heads: int, max_tokens: int, like: Tensor) -> list[KVCache]:
+    """A cache for each block, for sequences like `like` (N, D): its device, and its dtype (under autocast that of a linear
+    layer's output, so that keys and values fit)."""
+    n, dim = like.shape
+    return [KVCache(n, num_heads, max_tokens, dim // num_heads, like) for _ in blocks]
+
+
+def run_blocks(
+    blocks: nn.ModuleList, x: Tensor, *args, caches: Sequence[KVCache] | None = None, checkpointing: bool = False
+) -> Tensor:
     """The blocks in turn; with `checkpointing`, activations inside a block are computed again in the backward pass."""
-    for block in blocks:
-        if checkpointing and torch.is_grad_enabled():
+    for number, block in enumerate(blocks):
+        if caches is not None:
+            x = block(x, *args, caches[number])
+        elif checkpointing and torch.is_grad_enabled():
             x = checkpoint(block, x, *args, use_reentrant=False)
         else:
             x = block(x, *args)

@@ -55,6 +55,7 @@ def cosine_plan(num_patches: int, num_iter: int) -> Iterator[tuple[int, int, flo
 @dataclass
 class MARState:
     prefix: Tensor  # (h * N, P, D)
+    rank: Tensor  # (N, L), each patch's place in the order
     halves: int
 
 
@@ -127,12 +128,12 @@ class MAR(Generator):
         patches = patches.flatten(0, 1)[mask.rows]  # (R, C)
         return Handed(patches.unflatten(1, (3, spec.patch_size, spec.patch_size)), handed, nll)
 
-    def start(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise) -> MARState:
+    def start(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, order: Tensor) -> MARState:
         pixel = None
         if self.spec.guiding_pixel:
             pixel = self.guiding_pixel_loss.draw(conds, guidance, noise)[:, :, 0, 0]  # (N, 3)
             pixel = guidance.double(pixel).to(self.pix_proj.weight.dtype)
-        return MARState(self.embed_prefix(conds, pixel), 2 if guidance.doubled else 1)
+        return MARState(self.embed_prefix(conds, pixel), order.argsort(-1), 2 if guidance.doubled else 1)
 
     def plan(self, num_iter: int) -> Iterator[tuple[int, int, float]]:
         return cosine_plan(self.spec.num_patches, num_iter)
@@ -141,7 +142,6 @@ class MAR(Generator):
         return noise.order.argsort(dim=-1, stable=True)
 
     def predict(self, state: MARState, canvas: Tensor, order: Tensor, begin: int, end: int) -> list[Tensor]:
-        masked = order.argsort(-1) >= begin  # a patch's rank in the order; ranks below `begin` are known
-        out = self.trunk(canvas, masked, state.prefix)  # (h * N, L, D)
+        out = self.trunk(canvas, state.rank >= begin, state.prefix)  # (h * N, L, D)
         where = order[:, begin:end].repeat(state.halves, 1)  # (h * N, k)
         return [take(cond, where).flatten(0, 1) for cond in with_neighbours(out)]

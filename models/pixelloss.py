@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.guidance import Guidance
-from models.layers import Block, KVCache, full_precision, init_weights, run_blocks
+from models.layers import Block, full_precision, init_weights, make_caches, run_blocks
 from models.noise import Noise
 from util.pixels import NUM_LEVELS, normalize, to_levels
 
@@ -36,6 +36,8 @@ class PixelLoss(nn.Module):
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.r_mlm, self.g_mlm, self.b_mlm = OutputBias(), OutputBias(), OutputBias()
+        every_level = torch.arange(NUM_LEVELS)[:, None].expand(-1, 3)
+        self.register_buffer("pixel_values", normalize(every_level), persistent=False)  # (256, 3)
         self.apply(init_weights)
 
     def _logits(self, x: Tensor, channel: int) -> Tensor:
@@ -68,17 +70,13 @@ class PixelLoss(nn.Module):
     def draw(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, num_iter_list: Sequence[int] = ()) -> Tensor:
         """Conditions, each (h * N, cond_dim) -> normalised pixels (N, 3, 1, 1), drawn channel by channel."""
         x = self.cond_proj(conds[0])  # (h * N, D)
-        heads = self.blocks[0].attn.num_heads
-        caches = [KVCache(len(x), heads, 3, x.shape[1] // heads, x) for _ in self.blocks]
+        caches = make_caches(self.blocks, self.blocks[0].attn.num_heads, 3, x)
         uniforms = noise.colour
         drawn = []
         for channel, codebook in enumerate((self.r_codebook, self.g_codebook, None)):
-            out = self.ln(x)[:, None]
-            for block, cache in zip(self.blocks, caches, strict=True):
-                out = block(out, False, cache)
-            logits = self._logits(self.norm(out).squeeze(1), channel)
+            out = self.norm(run_blocks(self.blocks, self.ln(x)[:, None], False, caches=caches))
+            logits = self._logits(out.squeeze(1), channel)
             drawn.append(guidance.pick(guidance.probabilities(logits), uniforms[:, channel]))  # (N,)
             if codebook is not None:
                 x = guidance.double(codebook(drawn[-1]))
-        levels = torch.stack(drawn, dim=1)
-        return normalize(levels)[:, :, None, None]
+        return self.pixel_values.gather(0, torch.stack(drawn, dim=1))[:, :, None, None]

@@ -3,10 +3,11 @@
 Letters: B pictures, H picture side, D width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,9 @@ def generate(
     if scale != 1 and labels is not None:
         cond = torch.cat([cond, unconditional])
     if seed is None:
-        seed = int(torch.randint(2**63 - 1, (), generator=generator))
+        seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device if generator else None))
+    elif generator is not None:
+        raise ValueError("give seed or generator, not both")
     bar = tqdm(desc="sampling", unit="step", disable=not progress_bar)
 
     def on_step(step: int, num_steps: int, canvas: Tensor) -> None:
@@ -133,8 +136,9 @@ def generate(
 def _check_labels(labels, class_num: int) -> list[int] | None:
     if labels is None:
         return None
-    labels = torch.as_tensor(labels).flatten().tolist()
+    labels = labels.tolist() if hasattr(labels, "tolist") else labels
+    labels = list(labels) if isinstance(labels, Iterable) else [labels]
     for label in labels:
-        if not (isinstance(label, int) and 0 <= label < class_num):
+        if not (isinstance(label, Integral) and 0 <= label < class_num):
             raise ValueError(f"class label {label} is out of range; the model has classes 0 to {class_num - 1}")
-    return labels
+    return [int(label) for label in labels]

@@ -31,6 +31,15 @@ def tiny_model(kind: str = "mar", **changes) -> FractalGen:
     return FractalGen(**{**config, **TINY[kind], **changes}).eval()
 
 
+def opinionated(model: FractalGen) -> FractalGen:
+    """Larger weights, so that what is drawn depends on labels, conditions and neighbours, as in a trained model."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                weight.mul_(20 if "emb" in name or "codebook" in name or "latent" in name else 1.5)
+    return model
+
+
 @pytest.fixture(params=TINY)
 def kind(request) -> str:
     return request.param

@@ -14,8 +14,8 @@ def test_cached_sampling_steps_equal_the_teacher_forced_pass():
     pictures = normalize(random_levels(2, 8))
     canvas = patchify(pictures, 2)
     noise = Noise.of_pictures(0, range(2), model.noise_sizes)
-    state = generator.start(conds, Guidance(), noise)
     order = generator.order(noise)
+    state = generator.start(conds, Guidance(), noise, order)
     steps = [generator.predict(state, canvas, order, begin, end)[0] for begin, end, _ in generator.plan(1)]
     forced = generator(pictures, conds, Choices()).conds[0].view(2, 16, -1)
     torch.testing.assert_close(torch.stack(steps, 1), forced, rtol=1e-4, atol=1e-5)

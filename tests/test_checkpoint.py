@@ -69,6 +69,14 @@ def test_missing_file_and_file_without_weights(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(UserError, match="no dict 'model'"):
         checkpoint.load(tmp_path / "list.pth")
+    torch.save({"model": {"w": 3}}, tmp_path / "number.pth")
+    with pytest.raises(UserError, match="no dict 'model' of tensors"):
+        checkpoint.load(tmp_path / "number.pth")
+
+
+def test_the_published_client_line_loads_what_we_write(tmp_path):
+    checkpoint.save(tmp_path / checkpoint.NAME, content())
+    tiny_model().load_state_dict(torch.load(tmp_path / checkpoint.NAME)["model"])
 
 
 def test_weights_of_another_model_are_described_and_nothing_is_loaded(tmp_path):

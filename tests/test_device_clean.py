@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from conftest import tiny_model
 from models import fractalgen
 from models.fractalgen import FractalGen
-from models.noise import Noise
 
 PUBLISHED = [name for name in fractalgen.PRESETS if "tiny" not in name]
 
@@ -54,10 +53,10 @@ def test_sampling_on_fake_cuda(name):
     with FakeTensorMode(), torch.device("cuda"):
         # An AR level takes a step for every patch: four patches at level 0 are enough.
         model = published(name, blocks=1, size=8 if name.startswith("fractalar") else None)
-        noise = Noise.of_pictures(0, range(2), model.noise_sizes, "cuda")
-        emb = torch.cat([model.class_emb(torch.empty(2, dtype=torch.long)), model.fake_latent.repeat(2, 1)])
         steps = [2] * len(model.generators)
-        drawn = model.sample([emb] * model.num_conds, steps, cfg=4.0, noise=noise)
+        drawn = model.generate(
+            [1, 2], num_inference_steps=steps, guidance_scale=4.0, seed=0, output_type="pt", progress_bar=False
+        )
     assert drawn.device.type == "cuda"
     assert drawn.shape == (2, 3, model.img_size_list[0], model.img_size_list[0])
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import engine_fractalgen as engine
-from conftest import random_levels, tiny_model
+from conftest import opinionated, random_levels, tiny_model
 from util.data import PictureFolder, make_loader
 from util.dist import World
 from util.errors import UserError
@@ -92,6 +92,42 @@ def test_bfloat16_training_follows_float32(pictures, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
 
 
+def test_an_epoch_can_begin_in_the_middle(pictures, tmp_path):
+    data = loader(pictures, 6)
+    data.batch_sampler.start = 2
+    model = tiny_model("ar")
+    log = RunLog(tmp_path, enabled=True)
+    optimizer = torch.optim.AdamW(model.parameters())
+    engine.train_one_epoch(model, data, optimizer, torch.amp.GradScaler("cpu", enabled=False), RECIPE, epoch=0, device=CPU,
+                           autocast=nullcontext(), world=World(), log=log)  # fmt: skip
+    assert next(iter(optimizer.state.values()))["step"] == 2  # of four
+    assert data.batch_sampler.start == 0
+
+
+def test_float16_with_its_scaler(pictures, tmp_path):
+    model, log = tiny_model("mar"), RunLog(tmp_path, enabled=False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # overflows at first: steps are skipped, the run goes on
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    for _ in range(8):
+        result = engine.train_one_epoch(model, loader(pictures, 6), optimizer, scaler, RECIPE, epoch=0, device=CPU,
+                                        autocast=torch.autocast("cpu", torch.float16), world=World(), log=log)  # fmt: skip
+    assert math.isfinite(result["loss"])
+    assert scaler.get_scale() < 2.0**40
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_compiled_blocks_train_as_plain_ones(pictures, tmp_path):
+    losses = []
+    for compiled in (False, True):
+        model = tiny_model("mar", attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.0)
+        for block in model.generator.blocks if compiled else ():
+            block.compile(dynamic=True, backend="eager")  # the tracing, without half a minute of C++
+        np.random.seed(0)
+        torch.manual_seed(0)
+        losses.append(train(model, pictures, tmp_path)["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_value_that_is_not_finite_stops_and_names_step_rate_and_checkpoint(pictures, tmp_path, where):
     model = tiny_model("ar")
@@ -108,8 +144,11 @@ def test_a_value_that_is_not_finite_stops_and_names_step_rate_and_checkpoint(pic
         return None
 
     model.register_forward_hook(spoil)
-    with pytest.raises(UserError, match=r"not finite at epoch 0, step 2 of 4, learning rate 0.001; last good checkpoint: here"):
-        train(model, pictures, tmp_path, last_checkpoint=lambda: "here")
+    recipe = engine.Recipe(**{**vars(RECIPE), "warmup_epochs": 1})
+    with pytest.raises(
+        UserError, match=r"not finite at epoch 0, step 2 of 4, learning rate 0.0005; last good checkpoint: here"
+    ):
+        train(model, pictures, tmp_path, recipe=recipe, last_checkpoint="here")
 
 
 def test_nll_is_deterministic_and_does_not_depend_on_the_batch(pictures):
@@ -137,7 +176,7 @@ def test_published_nll_of_an_ar_model_is_its_bits_per_dim(pictures):
 
 
 def test_evaluate_writes_numbered_pictures_the_same_number_of_each_class(tmp_path, monkeypatch):
-    model = tiny_model("mar")
+    model = opinionated(tiny_model("mar"))
     settings = engine.SamplerSettings((4, 2), 2.0, "linear", 1.0, 1e-4)
     asked = []
     plain = model.generate
@@ -151,3 +190,5 @@ def test_evaluate_writes_numbered_pictures_the_same_number_of_each_class(tmp_pat
     assert files == [f"{i:05d}.png" for i in range(8)] == sorted(path.name for path in (tmp_path / "b").iterdir())
     a, b = (np.stack([np.asarray(Image.open(tmp_path / folder / name)) for name in files]) for folder in "ab")
     assert (a == b).mean() >= 0.999
+    with pytest.raises(UserError, match=r"a: holds 4 pictures that are none of these 4 \(00004.png\); empty it"):
+        engine.evaluate(model, tmp_path / "a", settings, batch_size=3, world=World(), **{**kwargs, "num_images": 4})

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from conftest import TINY, random_levels, tiny_model
+from conftest import random_levels, tiny_model
 from models import fractalgen
 from models.fractalgen import PRESETS, FractalGen
 from models.noise import Noise
@@ -134,6 +134,8 @@ BAD = {
     "lists of different length": (dict(num_blocks_list=[1, 1]), "num_blocks_list 2"),
     "heads that do not divide": (dict(num_heads_list=[3, 2, 2]), "level 0: width 32"),
     "an ar width without 2-D pairs": (dict(generator_type_list=["ar"] * 3, num_conds=1, embed_dim_list=[12, 16, 16]), "multiple of 4"),
+    "a level without blocks": (dict(num_blocks_list=[1, 1, 0]), "level 2: needs at least one block"),
+    "a level without width": (dict(embed_dim_list=[32, 0, 16]), "level 1: width 0"),
     "conditions that are not there": (dict(generator_type_list=["ar", "mar", "ar"], num_conds=5), "hands down 1"),
     "too many conditions": (dict(num_conds=6), "hands down 5"),
     "no condition": (dict(num_conds=0), "num_conds"),
@@ -157,6 +159,23 @@ def test_every_preset_is_consistent(name):
         fractalgen.__dict__[name](num_conds=4)
     with pytest.raises(ValueError, match="guiding_pixel"):
         fractalgen.__dict__[name](guiding_pixel=not PRESETS[name].guiding_pixel)
+
+
+BEST = {  # guidance scale, temperature, steps: SPEC section 7 and issue 2
+    "fractalar_in64": (11.0, 1.03, (64, 16)),
+    "fractalmar_in64": (6.5, 1.02, (64, 16)),
+    "fractalmar_base_in256": (29.0, 1.1, (64, 16, 16)),
+    "fractalmar_large_in256": (21.0, 1.1, (64, 16, 16)),
+    "fractalmar_huge_in256": (19.0, 1.1, (64, 16, 16)),
+}
+
+
+@pytest.mark.parametrize("name", BEST)
+def test_generate_uses_the_best_published_settings(name):
+    with torch.device("meta"):
+        found = fractalgen.build(name).sampling_defaults
+    assert (found.guidance_scale, found.temperature, found.num_inference_steps) == BEST[name]
+    assert (found.guidance_schedule, found.filter_threshold) == ("linear", 1e-4)
 
 
 def test_published_construction_and_sampling_call():
@@ -183,9 +202,3 @@ def test_sampling_settings_are_checked(changes, message):
     model = tiny_model("mar")
     with pytest.raises(ValueError, match=message):
         model.sample(**{**dict(cond_list=[model.fake_latent] * 5, num_iter_list=(4, 2)), **changes})
-
-
-def test_tiny_covers_mixtures():
-    assert {tuple(entry["generator_type_list"][:2]) for entry in TINY.values()} == {
-        (a, b) for a in ("ar", "mar") for b in ("ar", "mar")
-    }

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from conftest import random_levels, tiny_model
-from models.generator import GENERATORS, Generator, Handed, Mask, register_generator
+from models.flops import forward_flops
+from models.generator import GENERATORS, Choices, Generator, Handed, Mask, register_generator
 from models.patches import patchify, take
 from util.pixels import normalize
 
@@ -15,25 +16,25 @@ from util.pixels import normalize
 def independent():
     """A new type: every patch at once from the condition and its position, knowing nothing of its siblings."""
 
-    @register_generator("independent", hands_down=1)
+    @register_generator("independent", hands_down=1, reads=1)
     class Independent(Generator):
         def __init__(self, spec):
             super().__init__(spec)
             self.cond_emb = nn.Linear(spec.cond_dim, spec.embed_dim)
             self.position = nn.Parameter(0.02 * torch.randn(spec.num_patches, spec.embed_dim))
 
-        def run(self, conds):
+        def outputs(self, conds):
             return torch.tanh(self.cond_emb(conds[0])[:, None] + self.position)  # (N, L, D)
 
         def forward(self, pictures, conds, choices):
             size = self.spec.patch_size
-            return Handed(patchify(pictures, size).reshape(-1, 3, size, size), [self.run(conds).flatten(0, 1)])
+            return Handed(patchify(pictures, size).reshape(-1, 3, size, size), [self.outputs(conds).flatten(0, 1)])
 
         def plan(self, num_iter):
             yield 0, self.spec.num_patches, 1.0
 
-        def start(self, conds, guidance, noise):
-            return self.run(conds)
+        def start(self, conds, guidance, noise, order):
+            return self.outputs(conds)
 
         def predict(self, state, canvas, order, begin, end):
             where = order[:, begin:end]
@@ -58,6 +59,19 @@ def test_a_registered_type_trains_and_samples(independent):
     assert drawn.shape == (2, 8, 8, 3)
 
 
+def test_a_type_that_reads_one_condition_may_follow_one_that_hands_down_one(independent):
+    kinds = ["ar", "independent", "ar"]
+    model = tiny_model("mar", generator_type_list=kinds, num_conds=5)
+    assert model(normalize(random_levels(2, 8)), torch.zeros(2, dtype=torch.long)).isfinite()
+    with pytest.raises(ValueError, match="level 1: num_conds 5, but the independent level above hands down 1"):
+        tiny_model("mar", generator_type_list=["independent", "mar", "ar"], num_conds=5)
+
+
+def test_the_cost_report_says_what_a_type_lacks(independent):
+    with pytest.raises(NotImplementedError, match=r"Independent.run, which the cost report measures"):
+        forward_flops(tiny_model("mar", generator_type_list=["mar", "independent", "ar"]))
+
+
 def test_a_name_is_registered_once():
     with pytest.raises(ValueError, match="'mar' is registered already"):
         register_generator("mar", hands_down=5)(Generator)
@@ -79,8 +93,6 @@ def test_an_unmasked_patch_reaches_nothing_below(kind):
     generator = model.generators[0]
     pictures = normalize(random_levels(3, 8))
     mask = Mask.of(torch.rand(3, 16) < 0.5)
-    from models.generator import Choices
-
     handed = generator(pictures, model.conditions(torch.zeros(3, dtype=torch.long), torch.zeros(3).bool()), Choices([mask] * 2))
     every = patchify(pictures, 2).flatten(0, 1)
     expected = every[mask.rows] if kind not in ("ar", "ar over mar") else every

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.layers import Block, KVCache, RMSNorm, RotaryBlock, plain_attention, run_blocks
 from models.rope import rotate, rotation_table
@@ -11,6 +12,27 @@ def test_plain_attention_equals_the_fused_one(causal):
     q, k, v = torch.randn(3, 5, 2, 3, 8)
     fused = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     torch.testing.assert_close(plain_attention(q, k, v, causal), fused, rtol=1e-5, atol=1e-6)
+
+
+class SpySoftmax(TorchDispatchMode):
+    """Notes the dtype of every softmax."""
+
+    def __init__(self, met: list):
+        super().__init__()
+        self.met = met
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._softmax.default:
+            self.met.append(args[0].dtype)
+        return function(*args, **(kwargs or {}))
+
+
+def test_softmax_is_float32_whatever_the_input():
+    q, k, v = torch.randn(3, 2, 2, 3, 8).bfloat16()
+    met = []
+    with SpySoftmax(met), torch.autocast("cpu", torch.bfloat16):
+        assert plain_attention(q, k, v, True).dtype == torch.bfloat16
+    assert met == [torch.float32]
 
 
 @pytest.mark.parametrize("tokens", [3, 10])

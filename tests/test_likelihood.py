@@ -52,6 +52,36 @@ def test_mar_estimate_averages_to_the_mean_over_all_orders():
     assert estimate == pytest.approx(brute, rel=1e-5)
 
 
+def test_two_mar_levels_average_to_the_mean_over_all_orders_of_both():
+    """Brute force over the orders of level 0's patches and, in each patch, of its pixels."""
+    torch.manual_seed(0)
+    sizes = dict(img_size_list=[4, 2, 1], embed_dim_list=[16] * 3, num_blocks_list=[1] * 3, num_heads_list=[2] * 3)
+    model = FractalGen(**sizes, generator_type_list=["mar", "mar", "ar"], class_num=2, num_conds=5).eval()
+    pictures = normalize(random_levels(1, 4))
+    subsets = [frozenset(c) for n in range(1, 5) for c in itertools.combinations(range(4), n)]
+    hide = lambda hidden, rows: Mask.of(torch.tensor([[i in hidden for i in range(4)]] * rows))  # noqa: E731
+
+    estimate, pixel_bits = 0.0, {}
+    for outer, inner in itertools.product(subsets, subsets):
+        masks = [hide(outer, 1), hide(inner, len(outer))]
+        _, terms = model(pictures, torch.zeros(1, dtype=torch.long), masks=masks, train=False, return_terms=True)
+        chance = 1 / (4 * math.comb(4, len(outer))) / (4 * math.comb(4, len(inner)))
+        estimate += chance * bits_by_term(model, terms, masks, 1)["rgb"].item()
+        rows = itertools.product(sorted(outer), sorted(inner))
+        pixel_bits |= {
+            (outer, inner, *row): bits / math.log(2) for row, bits in zip(rows, terms[0].nll.sum(1).tolist(), strict=True)
+        }
+
+    orders = list(itertools.permutations(range(4)))
+
+    def patch_bits(outer: frozenset, patch: int) -> float:
+        steps = ((frozenset(order[k:]), order[k]) for order in orders for k in range(4))
+        return sum(pixel_bits[outer, inner, patch, pixel] for inner, pixel in steps) / len(orders)
+
+    brute = sum(patch_bits(frozenset(order[k:]), order[k]) for order in orders for k in range(4)) / len(orders)
+    assert estimate == pytest.approx(brute, rel=1e-5)
+
+
 def test_guiding_bits_count_every_patch_once():
     model, pictures = tiny_model("guided"), normalize(random_levels(2, 8))
     everything = [Mask.of(torch.ones(2, 16)), Mask.of(torch.ones(32, 4))]

@@ -63,17 +63,36 @@ def test_training_writes_checkpoint_settings_log_and_samples(trained):
     assert Image.open(trained / "samples-0000006.png").width > 64
 
 
-def test_a_resumed_run_ends_as_the_run_that_was_not_stopped(data, trained, tmp_path):
-    run(TRAIN.replace("--epochs 2", "--epochs 1") + " --ema --warmup_epochs 0.5", data_path=data, output_dir=tmp_path / "first")
-    assert checkpoint.load(tmp_path / "first" / "checkpoint-last.pth")["epoch"] == 0
+@pytest.mark.parametrize("kind", ["fractalar", "fractalmar"])
+def test_a_resumed_run_ends_as_the_run_that_was_not_stopped(kind, data, tmp_path):
+    """Evaluated in between: that must draw from no generator that training uses."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    flags = TRAIN + " --ema --eval_freq 100 --lr_schedule constant"
+    flags = TRAIN.replace("fractalar", kind) + " --ema --eval_freq 1 --lr_schedule constant"
     run(flags, data_path=data, output_dir=whole)
     run(flags.replace("--epochs 2", "--epochs 1"), data_path=data, output_dir=halves, resume=halves)  # nothing there yet
     run(flags, data_path=data, output_dir=halves, resume=halves)
     a, b = (checkpoint.load(folder / "checkpoint-last.pth") for folder in (whole, halves))
     for key in ("model", "model_ema"):
         assert all(torch.equal(a[key][name], b[key][name]) for name in a[key])
+
+
+def test_resuming_with_other_precision_or_from_a_published_optimizer_state(data, trained, tmp_path):
+    """A published file has no "fused" in its groups, and a bfloat16 run an empty scaler."""
+    content = checkpoint.load(trained / "checkpoint-last.pth")
+    for group in content["optimizer"]["param_groups"]:
+        del group["fused"], group["foreach"]
+    published = {key: content[key] for key in ("model", "optimizer", "epoch", "scaler", "args")}
+    torch.save(published, tmp_path / "checkpoint-last.pth")
+    run(
+        TRAIN.replace("--amp off", "--amp fp16").replace("--epochs 2", "--epochs 3"),
+        data_path=data,
+        output_dir=tmp_path,
+        resume=tmp_path,
+    )
+    resumed = checkpoint.load(tmp_path / "checkpoint-last.pth")
+    assert (resumed["epoch"], resumed["step"]) == (2, 9)
+    assert all(group["fused"] for group in resumed["optimizer"]["param_groups"])
+    assert resumed["scaler"]["scale"] > 0
 
 
 def test_ema_weights_are_kept_and_used(data, trained, tmp_path, capsys):
@@ -163,6 +182,11 @@ BAD = {
     "steps": ("--num_iter_list 64", "num_iter_list 64 must be 2 positive numbers"),
     "steps that are no numbers": ("--num_iter_list 64,a", "64,a"),
     "batch": ("--batch_size 0", "--batch_size 0 must be at least 1"),
+    "seed": ("--seed -1", "--seed -1 must be from 0 to"),
+    "dropout": ("--attn_dropout 2", "--attn_dropout 2.0 must be from 0 to 1"),
+    "rate": ("--lr nan", "--lr nan must be at least 0"),
+    "workers": ("--num_workers -1", "--num_workers -1 must be at least 0"),
+    "rendezvous": ("--world_size 2 --local_rank 0 --device cpu", "--dist_url env://"),
     "device": ("--device tpu9", "--device tpu9: torch finds no such device here"),
     "place among processes": ("--world_size 4", "needs torchrun"),
     "no data": (f"{TRAIN} --data_path /nowhere", "/nowhere/train: no such folder"),
@@ -223,6 +247,9 @@ def test_checkpoints_that_cannot_be_used(trained, tmp_path, capsys):
     load = lambda: run(f"{TINY} --evaluate_gen --num_images 3", resume=tmp_path, output_dir=tmp_path / "out")  # noqa: E731
     torch.save({"model": Hostile()}, path)
     assert_refused(load, f"{path}: refused", capsys)
+    torch.save({"model": fractalgen.fractalar_tiny_in8(class_num=3).state_dict()}, path)
+    ema = lambda: run(f"{TINY} --evaluate_gen --num_images 3 --ema", resume=tmp_path, output_dir=tmp_path / "out")  # noqa: E731
+    assert_refused(ema, f"{path}: holds no averaged weights 'model_ema'; leave out --ema", capsys)
     path.write_bytes(pickle.dumps({"model": Hostile()}))
     assert_refused(load, f"{path}: refused", capsys)
     path.write_bytes((trained / "checkpoint-last.pth").read_bytes()[:5000])

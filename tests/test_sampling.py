@@ -4,26 +4,28 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import tiny_model
+from conftest import opinionated, tiny_model
 
 SETTINGS = dict(num_inference_steps=(6, 3), guidance_scale=2.0, temperature=1.1, seed=3, progress_bar=False)
 
 
 def assert_same_pictures(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Batch sizes change the rounding of float32, and so now and then a draw near an edge of the inverse CDF."""
+    """Batch sizes change the rounding of float32; a draw at the very edge of the inverse CDF may fall to the next value."""
     assert ours.shape == theirs.shape
     assert (ours == theirs).mean() >= 0.999
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
 def test_a_picture_is_the_same_alone_in_a_batch_of_seven_and_in_another_order(kind):
-    model = tiny_model(kind)
+    model = opinionated(tiny_model(kind))
     labels = [0, 1, 2, 3, 0, 1, 2]
     seven = model.generate(labels, output_type="np", **SETTINGS)
     alone = model.generate(labels[4], indices=[4], output_type="np", **SETTINGS)
     assert_same_pictures(alone[0], seven[4])
     backwards = model.generate(labels[::-1], indices=range(6, -1, -1), output_type="np", **SETTINGS)
     assert_same_pictures(backwards[::-1], seven)
-    assert len({picture.tobytes() for picture in seven}) == 7
+    others = model.generate([3 - label for label in labels], output_type="np", **SETTINGS)
+    assert (others == seven).mean() < 0.5  # it could have come out otherwise
 
 
 def test_seed_generator_and_global_seed_each_repeat_the_picture():
@@ -37,6 +39,11 @@ def test_seed_generator_and_global_seed_each_repeat_the_picture():
     first = [torch.manual_seed(9) and draw() for _ in range(2)]
     assert np.array_equal(*first)
     assert not np.array_equal(first[0], draw())
+
+
+def test_seed_and_generator_together_are_an_error():
+    with pytest.raises(ValueError, match="give seed or generator, not both"):
+        tiny_model().generate([0], seed=1, generator=torch.Generator())
 
 
 def test_output_types_agree():
@@ -81,6 +88,7 @@ def test_defaults_are_the_models(monkeypatch):
         ([4], {}, "label 4 is out of range; the model has classes 0 to 3"),
         ([-1], {}, "label -1"),
         ([0.5], {}, "label 0.5"),
+        (np.array([1, 7]), {}, "label 7"),
         ([0], dict(guidance_scale=0.5), "below 1"),
         ([0], dict(temperature=0), "temperature"),
         ([0], dict(num_inference_steps=(4,)), "must be 2 positive numbers"),

@@ -1,10 +1,9 @@
 """Checkpoints in the published format: a dict `model, optimizer, epoch, scaler, args`, and what resuming needs besides.
 
-Loading cannot run code: `weights_only=True` with `argparse.Namespace` as the one class allowed besides tensors and
-plain values. (torch before 2.10 has holes there: CVE-2025-32434, CVE-2026-24747.)
+Loading cannot run code: `weights_only=True` with `argparse.Namespace` as the one class allowed (util/__init__.py) besides
+tensors and plain values. (torch before 2.10 has holes there: CVE-2025-32434, CVE-2026-24747.)
 """
 
-import argparse
 import os
 import pickle
 import random
@@ -43,16 +42,16 @@ def load(path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the file or the folder that holds {NAME}")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location=lambda storage, _: storage, weights_only=True)
+        content = torch.load(path, map_location=lambda storage, _: storage, weights_only=True)
     except pickle.UnpicklingError as error:
         reason = next((line.strip() for line in str(error).splitlines() if "nsupported" in line), "not a pickle of weights")
         raise UserError(f"{path}: refused, it is damaged or holds more than weights ({reason[:120]})") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: cannot be read, it is damaged or cut short ({reason[:120]})") from error
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise UserError(f"{path}: not a checkpoint, it has no dict 'model' of weights")
+    weights = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise UserError(f"{path}: not a checkpoint, it has no dict 'model' of tensors")
     return content
 
 
@@ -83,8 +82,8 @@ def random_state(device: torch.device) -> dict:
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
     }
-    if device.type != torch.get_rng_state().device.type:
-        state["device"] = torch.get_device_module(device).get_rng_state(device)
+    if hasattr(module := torch.get_device_module(device), "get_rng_state"):
+        state["device"] = module.get_rng_state(device)
     return state
 
 
@@ -94,5 +93,6 @@ def set_random_state(state: dict, device: torch.device) -> None:
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if "device" in state:
-        torch.get_device_module(device).set_rng_state(state["device"], device)
+    module = torch.get_device_module(device)
+    if "device" in state and hasattr(module, "set_rng_state"):
+        module.set_rng_state(state["device"], device)

@@ -39,7 +39,10 @@ def connect(world: World, device: torch.device, init_method: str = "env://") -> 
     """Joins the process group, on the backend that suits the device. Nothing to do for a process alone."""
     if world.size > 1:
         backend = dist.get_default_backend_for_device(device)
-        dist.init_process_group(backend, init_method=init_method, rank=world.rank, world_size=world.size)
+        try:
+            dist.init_process_group(backend, init_method=init_method, rank=world.rank, world_size=world.size)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"--dist_url {init_method}: {str(error).splitlines()[0]}") from error
 
 
 def disconnect() -> None:

@@ -50,7 +50,12 @@ def get_args_parser(description: str, models: Sequence[str], guidance_schedules:
 
     train = parser.add_argument_group("training")
     train.add_argument("--batch_size", type=int, default=64, help="pictures a process and accumulation step")
-    train.add_argument("--accum_iter", type=int, default=1, help="accumulation steps for each optimiser step")
+    train.add_argument(
+        "--accum_iter",
+        type=int,
+        default=1,
+        help="accumulation steps for each optimiser step: the effective batch is batch_size * accum_iter * processes",
+    )
     train.add_argument("--epochs", type=int, default=400)
     train.add_argument("--warmup_epochs", type=float, default=40)
     train.add_argument("--lr", type=float, help="default: blr * total batch / 256")

@@ -4,7 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
+
+ON_BAR = ("train/loss", "train/images_per_s")
 
 
 class RunLog:
@@ -41,16 +44,15 @@ class RunLog:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         self.file.write(json.dumps({"step": step, **values}) + "\n")
-        if self.bar is not None:
-            self.bar.set_postfix({k.removeprefix("train/"): f"{v:.4g}" for k, v in values.items() if k in SHOWN})
+        shown = {name.removeprefix("train/"): f"{values[name]:.4g}" for name in ON_BAR if name in values}
+        if self.bar is not None and shown:
+            self.bar.set_postfix(shown)
         else:
             self.say(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
     def picture(self, step: int, name: str, picture) -> None:
         """An RGB Pillow picture."""
         if self.enabled:
-            import numpy as np
-
             self.writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
 
     def say(self, line: str) -> None:
@@ -59,12 +61,15 @@ class RunLog:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
     def close(self) -> None:
         if self.enabled:
             if self.bar is not None:
                 self.bar.close()
             self.writer.close()
             self.file.close()
-
-
-SHOWN = ("train/loss", "train/images_per_s")
