@@ -17,8 +17,9 @@ lint: $(VENV)/.installed
 	$(RUN) -m ruff format --check .
 
 $(VENV)/.installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
+	@echo 'installing into $(VENV): torch alone is large, this takes minutes'
 	$(RUN) -m pip install --quiet --editable '.[test]'
 	touch $@
 

@@ -206,7 +206,7 @@ def compute_nll(
                         pictures, labels, masks=masks, label_drop=unconditional, train=False, dither=0.0, return_terms=True
                     )
                 bits = bits_by_term(model, terms, masks, len(pictures))
-                rows.append((indices, {name: value.double().cpu() for name, value in bits.items()}))
+                rows.append((indices, {name: value.cpu().double() for name, value in bits.items()}))
                 published.append((loss.item() * len(pictures), len(pictures)))
     gathered = [row for part in dist.gather(rows) for row in part]
     indices = torch.cat([index for index, _ in gathered])

@@ -27,7 +27,7 @@ from util.visualize import make_sheet  # noqa: E402  needs the path above when t
 
 PER_CLASS = 8
 TRAIN = (
-    "--model fractalmar_tiny_in8 --class_num 10 --no_flip --num_workers 0 --amp off --batch_size 24 --epochs 32 "
+    "--model fractalmar_tiny_in8 --class_num 10 --no_flip --num_workers 0 --amp off --batch_size 16 --epochs 30 "
     "--warmup_epochs 2 --lr 4e-3 --attn_dropout 0 --proj_dropout 0 --label_drop_prob 0.2 --save_last_freq 10 "
     "--eval_freq 10 --cfg 3 --temperature 1.15"
 )

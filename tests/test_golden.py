@@ -100,7 +100,7 @@ def test_forward_and_gradients(case: Case, mode: str, monkeypatch):
     for name, norm in golden.items():
         grad = parameters[name].grad
         ours = 0.0 if grad is None else grad.norm().item()
-        assert ours == pytest.approx(norm, rel=1e-3, abs=1e-6 * largest), name
+        assert ours == pytest.approx(norm, rel=RELATIVE, abs=1e-6 * largest), name
 
 
 def raster_noise(sizes: list[int], n: int) -> Noise:

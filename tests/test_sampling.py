@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from conftest import opinionated, tiny_model
+from util.pixels import normalize, to_levels
 
 SETTINGS = dict(num_inference_steps=(6, 3), guidance_scale=2.0, temperature=1.1, seed=3, progress_bar=False)
 
@@ -26,6 +27,14 @@ def test_a_picture_is_the_same_alone_in_a_batch_of_seven_and_in_another_order(ki
     assert_same_pictures(backwards[::-1], seven)
     others = model.generate([3 - label for label in labels], output_type="np", **SETTINGS)
     assert (others == seven).mean() < 0.5  # it could have come out otherwise
+
+
+def test_sampling_under_autocast(kind):
+    model = tiny_model(kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = model.generate([0, 1], output_type="pt", **SETTINGS)
+    assert drawn.dtype == torch.float32  # pixels are exact levels whatever the layers computed in
+    assert torch.equal(normalize(to_levels(drawn)), drawn)
 
 
 def test_seed_generator_and_global_seed_each_repeat_the_picture():
