@@ -54,6 +54,8 @@ class SamplerSettings:
     cfg_schedule: str
     temperature: float
     filter_threshold: float
+    chunk: int | None = None
+    compiled: bool = False
 
 
 def add_weight_decay(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -280,6 +282,8 @@ def draw(
             num_inference_steps=settings.num_iter_list,
             temperature=settings.temperature,
             filter_threshold=settings.filter_threshold,
+            chunk=settings.chunk,
+            compiled=settings.compiled,
             seed=seed,
             indices=indices,
             output_type="pt",

@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     world = dist.from_environment(args.dist_on_itp, args.world_size, args.local_rank)
     device = resolve(args, world)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 in what autocast leaves in float32
     torch.manual_seed(args.seed)
     with torch.device("meta" if args.dry_run else device):
         model = build_model(args)
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
 
 RANGES = {
     "batch_size accum_iter epochs save_last_freq eval_freq nll_bsz nll_forward_number": (1, math.inf),
-    "num_images gen_bsz class_num": (1, math.inf),
+    "num_images gen_bsz class_num chunk": (1, math.inf),
     "start_epoch num_workers warmup_epochs lr blr min_lr weight_decay r_weight": (0, math.inf),
     "grad_clip": (1e-6, math.inf),
     "attn_dropout proj_dropout label_drop_prob ema_decay": (0, 1),
@@ -105,7 +107,7 @@ def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
     args.lr = args.lr if args.lr is not None else args.blr * args.batch_size * args.accum_iter * world.size / 256
     for names, (low, high) in RANGES.items():
         for name in names.split():
-            if not low <= (value := getattr(args, name)) <= high:
+            if (value := getattr(args, name)) is not None and not low <= value <= high:
                 bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
                 raise UserError(f"--{name} {value} must be {bounds}")
     if (args.evaluate_gen or args.online_eval) and args.num_images % args.class_num:
@@ -152,12 +154,15 @@ class Job:
         self.args, self.model, self.device, self.autocast = args, model, device, autocast
         self.world, self.output_dir = world, output_dir
         self.settings = engine.SamplerSettings(
-            args.num_iter_list, args.cfg, args.cfg_schedule, args.temperature, args.filter_threshold
+            args.num_iter_list, args.cfg, args.cfg_schedule, args.temperature, args.filter_threshold, args.chunk, args.compile
         )
 
     def data(self, split: str) -> PictureFolder:
         args, folder = self.args, Path(self.args.data_path) / split
-        dataset = PictureFolder(folder, args.img_size, flip=split == "train" and args.flip, seed=args.seed)
+        training = split == "train"
+        dataset = PictureFolder(
+            folder, args.img_size, flip=training and args.flip, seed=args.seed, fast=training and args.fast_decode
+        )
         if len(dataset.classes) != args.class_num:
             raise UserError(f"{folder} has {len(dataset.classes)} class folders but --class_num is {args.class_num}")
         return dataset

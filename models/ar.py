@@ -7,21 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.generator import Choices, Generator, Handed, LevelSpec, register_generator
 from models.guidance import Guidance
-from models.layers import KVCache, RotaryBlock, init_weights, make_caches, run_blocks
+from models.layers import RotaryBlock, init_weights, run_blocks
 from models.noise import Noise
 from models.patches import patchify
-from models.rope import rotation_table
-
-
-@dataclass
-class ARState:
-    condition: Tensor  # (h * N, D)
-    caches: list[KVCache]
-    halves: int
+from models.prepared import Linear, Norm, RMSNorm, Setup
+from models.rope import rotate_, rotation_table
+from models.sampler import LevelSampler
 
 
 @register_generator("ar", hands_down=1, reads=1)
@@ -51,32 +47,99 @@ class AR(Generator):
         self.apply(init_weights)
         nn.init.normal_(self.pos_embed_learned, std=0.02)
 
-    def run(self, x: Tensor, start: int = 0, caches: Sequence[KVCache] | None = None) -> Tensor:
-        span = slice(start, start + x.shape[1])
+    def run(self, x: Tensor) -> Tensor:
+        span = slice(0, x.shape[1])
         rotation = self.rope_cos[span], self.rope_sin[span]
-        return run_blocks(self.blocks, x, rotation, caches=caches, checkpointing=self.spec.grad_checkpointing)
-
-    def trunk(self, tokens: Tensor, start: int = 0, caches: Sequence[KVCache] | None = None) -> Tensor:
-        """Embedded tokens number start, start + 1, … (N, T, D) -> outputs (N, T, D)."""
-        x = self.patch_emb_ln(tokens + self.pos_embed_learned[:, start : start + tokens.shape[1]])
-        return self.norm(self.run(x, start, caches))
+        return run_blocks(self.blocks, x, rotation, checkpointing=self.spec.grad_checkpointing)
 
     def forward(self, pictures: Tensor, conds: Sequence[Tensor], choices: Choices) -> Handed:
         patches = patchify(pictures, self.spec.patch_size)  # (N, L, C)
         # The last patch is context for nobody.
         tokens = torch.cat([self.cond_emb(conds[0])[:, None], self.patch_emb(patches[:, :-1])], dim=1)  # (N, L, D)
-        out = self.trunk(tokens)
+        x = self.patch_emb_ln(tokens + self.pos_embed_learned[:, :-1])
+        out = self.norm(self.run(x))
         size = self.spec.patch_size
         return Handed(patches.reshape(-1, 3, size, size), [out.flatten(0, 1)])
 
-    def start(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, order: Tensor) -> ARState:
-        condition = self.cond_emb(conds[0])
-        caches = make_caches(self.blocks, self.spec.num_heads, self.spec.num_patches, condition)
-        return ARState(condition, caches, 2 if guidance.doubled else 1)
+    def sampler(self, child, setup: Setup) -> "ARSampler":
+        return ARSampler(self, child, setup)
 
-    def predict(self, state: ARState, canvas: Tensor, order: Tensor, begin: int, end: int) -> list[Tensor]:
-        if begin == 0:
-            token = state.condition
+
+class PreparedRotaryBlock:
+    """A RotaryBlock for one token at a time."""
+
+    def __init__(self, block: RotaryBlock, dtype: torch.dtype):
+        attention, forward = block.attention, block.feed_forward
+        self.num_heads = attention.num_heads
+        self.norm1, self.norm2 = RMSNorm(block.attention_norm, dtype), RMSNorm(block.ffn_norm, dtype)
+        self.wqkv = Linear(attention.wqkv.weight * self.norm1.scale, None, dtype)
+        self.wo, self.w2 = Linear.of(attention.wo, dtype), Linear.of(forward.w2, dtype)
+        self.w13 = Linear(torch.cat([forward.w1.weight, forward.w3.weight]) * self.norm2.scale, None, dtype)
+
+    def __call__(self, x: Tensor, rotation: Tensor, cache: Tensor, place: int | Tensor, mask: Tensor | None) -> Tensor:
+        """One token of each sequence, x (M, D), its rotation (d / 2,) complex, and the cache (2, M, h, L, d), where its key and
+        value are put. `place` is its number: an int; or (1,) int64 with a mask (1, 1, 1, L) of the tokens so far."""
+        qkv = self.wqkv(self.norm1(x)).unflatten(1, (3, self.num_heads, -1))  # (M, 3, h, d)
+        turned = rotate_(qkv.float(), rotation)
+        if mask is None:
+            cache[:, :, :, place] = turned[:, 1:].transpose(0, 1)
+            cache = cache[:, :, :, : place + 1]
         else:
-            token = self.patch_emb(canvas[:, begin - 1]).repeat(state.halves, 1)
-        return [self.trunk(token[:, None], begin, state.caches).squeeze(1)]
+            cache.index_copy_(3, place, turned[:, 1:].transpose(0, 1).unsqueeze(3).to(cache.dtype))
+        k, v = cache.unbind(0)
+        attended = F.scaled_dot_product_attention(turned[:, 0, :, None].to(k.dtype), k, v, mask)  # (M, h, 1, d)
+        x = self.wo(attended.flatten(1), residual=x)
+        gate, value = self.w13(self.norm2(x)).chunk(2, dim=1)
+        return self.w2(F.silu(gate) * value, residual=x)
+
+
+@dataclass
+class ARState:
+    """condition (h * N, D), embedded; cache (blocks, 2, h * N, heads, L, d), keys and values of the tokens so far."""
+
+    condition: Tensor
+    cache: Tensor
+    halves: int
+
+
+class ARSampler(LevelSampler):
+    """Feeds one token a step."""
+
+    def __init__(self, ar: AR, child, setup: Setup):
+        super().__init__(ar, child, setup)
+        dtype, self.stream = setup.dtype, ar.pos_embed_learned.dtype
+        self.cond_emb, self.patch_emb = Linear.of(ar.cond_emb, dtype), Linear.of(ar.patch_emb, dtype)
+        self.embedding_norm, self.norm = Norm(ar.patch_emb_ln, self.stream), Norm(ar.norm, dtype)
+        self.blocks = [PreparedRotaryBlock(block, dtype) for block in ar.blocks]
+        self.pos = ar.pos_embed_learned[0].detach()
+        self.rotation = torch.complex(ar.rope_cos.float(), ar.rope_sin.float())  # (1 + L, d / 2)
+        self.places = torch.arange(ar.spec.num_patches, device=self.pos.device)
+        self.run = setup.compile(self._run, self.pos.device)
+
+    def start(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, order: Tensor) -> ARState:
+        condition, spec = self.cond_emb(conds[0].to(self.setup.dtype)), self.generator.spec
+        head_dim = spec.embed_dim // spec.num_heads
+        shape = (spec.num_blocks, 2, len(condition), spec.num_heads, spec.num_patches, head_dim)
+        cache = condition.new_zeros(shape) if self.setup.compiled else condition.new_empty(shape)
+        return ARState(condition, cache, 2 if guidance.doubled else 1)
+
+    def predict(self, state: ARState, known: Tensor | None, begin: int, end: int) -> list[Tensor]:
+        if known is None:
+            x = state.condition
+        else:
+            x = self.patch_emb(known[:, -1].to(self.setup.dtype)).repeat(state.halves, 1)
+        place = self.places[begin:end] if self.setup.compiled else begin
+        return [self.run(x, place, state.cache)]
+
+    def _run(self, x: Tensor, place: int | Tensor, cache: Tensor) -> Tensor:
+        """Embedded tokens (M, D) number `place` -> outputs (M, D).
+
+        A place in a tensor keeps all shapes the same, so that what is compiled for one place fits all: the whole cache is
+        attended to, through a mask.
+        """
+        mask = None if isinstance(place, int) else (self.places <= place)[None, None, None]
+        rotation = self.rotation[place].view(-1)
+        x = self.embedding_norm(x.to(self.stream) + self.pos[place])
+        for block, block_cache in zip(self.blocks, cache.unbind(0), strict=True):
+            x = block(x, rotation, block_cache, place, mask)
+        return self.norm(x)

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from models import ar, mar  # noqa: F401  importing them registers their types
 from models.generator import GENERATORS, Choices, Generator, LevelSpec, Mask, check_architecture
 from models.guidance import Guidance, inverse_cdf
+from models.layers import full_precision
 from models.noise import Noise
 from models.pixelloss import PixelLoss
+from models.prepared import Setup
+from models.sampler import LevelSampler
 from models.sampling import SamplingDefaults, eval_mode, generate, validate_num_iters
 from util.visualize import NotebookCanvas
 
@@ -159,9 +162,9 @@ class FractalGen(nn.Module):
             noise = noise.rows(mask.rows if mask is not None else torch.arange(noise.order.numel()))
         return masks
 
-    def draw(self, conds, guidance: Guidance, noise: Noise, num_iter_list, on_step: Callable | None = None) -> Tensor:
-        """Depth-first: conditions, each (h * N, cond_dim) -> normalised pictures (N, 3, H, H). See `Generator.draw`."""
-        return self.generator.draw(conds, self.next_fractal, guidance, noise, num_iter_list, on_step)
+    def sampler(self, setup: Setup) -> LevelSampler:
+        """This level's sampler, for one sampling call."""
+        return self.generator.sampler(self.next_fractal.sampler(setup), setup)
 
     @torch.no_grad()
     def sample(
@@ -176,6 +179,8 @@ class FractalGen(nn.Module):
         visualize: bool = False,
         *,
         noise: Noise | None = None,
+        chunk: int | None = None,
+        compiled: bool = False,
         pick: Callable[[Tensor, Tensor], Tensor] = inverse_cdf,
         on_step: Callable[[int, int, Tensor], None] | None = None,
     ) -> Tensor:
@@ -187,6 +192,8 @@ class FractalGen(nn.Module):
         fractal_level    the level of this module
         visualize        show the growing canvas in a notebook
         noise            the pictures' randomness; default: a seed from torch's global generator
+        chunk            at most so many patches of each deeper level are drawn together: bounds memory, changes no picture
+        compiled         run torch.compile on what is called most
         on_step          called with (step, number of steps, canvas (B, 3, H, H)) after each step of level 0
         """
         if fractal_level != self.fractal_level:
@@ -205,8 +212,13 @@ class FractalGen(nn.Module):
             noise = Noise.of_pictures(seed, range(n), self.noise_sizes, cond_list[0].device)
         if visualize:
             on_step = NotebookCanvas(then=on_step)
-        with eval_mode(self):
-            return self.draw(cond_list, guidance, noise, num_iter_list, on_step)
+        device, dtype = cond_list[0].device.type, self.generator.dtype
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        with eval_mode(self), full_precision(cond_list[0]), torch.inference_mode():
+            sampler = self.sampler(Setup(dtype, chunk, compiled))
+            pictures = sampler.draw(cond_list, guidance, noise, num_iter_list, on_step)
+        return pictures.clone()  # an ordinary tensor
 
     @property
     def noise_sizes(self) -> tuple[int, ...]:

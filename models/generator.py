@@ -1,14 +1,14 @@
-"""What every generator type shares: its place in the fractal, its contract, and the canvas loop that samples.
+"""What every generator type shares: its place in the fractal and its contract.
 
 A generator turns the pictures of its level into patches, and its incoming conditions into the patches' conditions.
-A new type needs `forward`, `start` and `predict`; `plan` and `order` where they are not raster, one patch a step; and
-`run`, if its cost is to be reported:
+A new type needs `forward` and a `sampler`; `plan` and `order` where they are not raster, one patch a step; and `run`, if
+its cost is to be reported:
 
     @register_generator("mine", hands_down=1)
     class Mine(Generator): ...
 
 Letters: N pictures at this level, p patch side, C = 3 * p * p, L patches a picture, K conditions, D width,
-R rows (patches) that reach the next level, k patches decided in one step, h halves (2 with guidance, else 1).
+R rows (patches) that reach the next level.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.guidance import Guidance
 from models.noise import Noise
-from models.patches import put, unpatchify
+from models.prepared import Setup
+from models.sampler import LevelSampler
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,10 @@ class Generator(nn.Module):
         super().__init__()
         self.spec = spec
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
     def forward(self, pictures: Tensor, conds: Sequence[Tensor], choices: Choices) -> Handed:
         """Teacher-forced: normalised pictures (N, 3, H, H) and conditions, each (N, cond_dim) -> what goes down."""
         raise NotImplementedError
@@ -128,13 +132,8 @@ class Generator(nn.Module):
         """The mask that `noise` decides, None for a type whose patches all go down."""
         return None
 
-    def start(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, order: Tensor):
-        """Sampling state of N pictures, whatever `predict` wants, from conditions, each (h * N, cond_dim), and order (N, L)."""
-        raise NotImplementedError
-
-    def predict(self, state, canvas: Tensor, order: Tensor, begin: int, end: int) -> list[Tensor]:
-        """Conditions, each (h * N * k, D), of the patches order[:, begin:end], given the canvas (N, L, C)
-        on which order[:, :begin] are known. Rows: half, picture, patch."""
+    def sampler(self, child, setup: Setup) -> LevelSampler:
+        """What draws this level's pictures in one sampling call; `child` draws their patches."""
         raise NotImplementedError
 
     def plan(self, num_iter: int) -> Iterator[tuple[int, int, float]]:
@@ -147,35 +146,6 @@ class Generator(nn.Module):
         """(N, L) patch numbers in the order in which they are decided."""
         numbers = torch.arange(self.spec.num_patches, device=noise.order.device)
         return numbers.expand(noise.order.shape[0], -1)
-
-    def draw(
-        self,
-        conds: Sequence[Tensor],
-        child: nn.Module,
-        guidance: Guidance,
-        noise: Noise,
-        num_iter_list: Sequence[int],
-        on_step: Callable | None = None,
-    ) -> Tensor:
-        """Depth-first sampling: conditions, each (h * N, cond_dim) -> normalised pictures (N, 3, H, H).
-
-        `on_step(step, num_steps, canvas)` is called after each step with the canvas (N, 3, H, H) so far.
-        """
-        spec, (num_iter, *deeper) = self.spec, num_iter_list
-        weight = next(self.parameters())
-        order = self.order(noise)
-        canvas = weight.new_zeros(*order.shape, spec.patch_dim)
-        state = self.start(conds, guidance, noise, order)
-        steps = list(self.plan(num_iter))
-        for step, (begin, end, progress) in enumerate(steps):
-            where = order[:, begin:end]  # (N, k)
-            handed = self.predict(state, canvas, order, begin, end)
-            step_guidance = guidance.at(progress) if spec.index == 0 else guidance
-            patches = child.draw(handed, step_guidance, noise.at(where), deeper)  # (N * k, 3, p, p)
-            canvas = put(canvas, where, patches.reshape(*where.shape, -1).to(canvas.dtype))
-            if on_step is not None:
-                on_step(step, len(steps), unpatchify(canvas, spec.patch_size))
-        return unpatchify(canvas, spec.patch_size)
 
 
 GENERATORS: dict[str, type[Generator]] = {}

@@ -30,7 +30,7 @@ class Guidance:
     pick              (probs (N, 256), uniforms (N,)) -> (N,) int64
     """
 
-    scale: float = 1.0
+    scale: float | Tensor = 1.0
     schedule: str = "linear"
     temperature: float = 1.0
     filter_threshold: float = 1e-4
@@ -56,16 +56,28 @@ class Guidance:
             return self
         return replace(self, scale=1 + (self.scale - 1) * progress)
 
+    def on(self, device: torch.device) -> "Guidance":
+        """With the scale in a tensor there: what is compiled for one scale fits all."""
+        return replace(self, scale=torch.full((), float(self.scale), device=device))
+
     def double(self, x: Tensor) -> Tensor:
         """Rows that both halves share, once for each half."""
         return torch.cat([x, x]) if self.doubled else x
 
+    def part(self, x: Tensor, rows: slice) -> Tensor:
+        """Those `rows` of each half."""
+        return x.unflatten(0, (2, -1))[:, rows].flatten(0, 1) if self.doubled else x[rows]
+
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits (2N or N, 256) -> probabilities (N, 256)."""
-        logits = logits * self.temperature
+        """Logits (2N or N, 256) -> probabilities (N, 256). What a row's constant does not change is left out."""
+        if self.temperature != 1:
+            logits = logits * self.temperature
         if self.doubled:
+            if self.filter_threshold > 0:
+                logits = logits - logits.amax(-1, keepdim=True)  # SPEC section 5 lifts by the difference of the maxima
             cond, uncond = logits.chunk(2)
-            lifted = torch.maximum(uncond, cond - cond.amax(-1, keepdim=True) + uncond.amax(-1, keepdim=True))
-            uncond = torch.where(cond.softmax(-1) < self.filter_threshold, lifted, uncond)
-            logits = uncond + self.scale * (cond - uncond)
+            if self.filter_threshold > 0:
+                unlikely = cond.softmax(-1) < self.filter_threshold
+                uncond = torch.where(unlikely, torch.maximum(uncond, cond), uncond)
+            logits = torch.lerp(uncond, cond, self.scale)  # uncond + scale (cond - uncond)
         return logits.softmax(-1)

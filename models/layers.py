@@ -3,7 +3,6 @@
 Letters: N sequences, T tokens, D width, h heads, d = D / h.
 """
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -14,65 +13,95 @@ from torch.utils.checkpoint import checkpoint
 from models.rope import rotate
 
 SHORT = 4  # tokens; the RGB head has three
+MANY = 64  # sequences
+LONG = 128  # tokens; from here on a CPU's fused kernel takes twice as long as plain products in bfloat16
 
 
-class KVCache:
-    """Keys and values of the tokens seen so far, in buffers of fixed size. Belongs to one sampling call."""
-
-    def __init__(self, n: int, num_heads: int, max_tokens: int, head_dim: int, like: Tensor):
-        self.k = like.new_empty(n, num_heads, max_tokens, head_dim)
-        self.v = torch.empty_like(self.k)
-        self.length = 0
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (N, h, t, d) of new tokens -> those of all tokens so far (N, h, length, d)."""
-        start, self.length = self.length, self.length + k.shape[2]
-        self.k[:, :, start : self.length] = k
-        self.v[:, :, start : self.length] = v
-        return self.k[:, :, : self.length], self.v[:, :, : self.length]
-
-
-def attend(x, to_qkv, to_out, num_heads, *, causal=False, rotation=None, cache=None, dropout=0.0):
+def attend(x, to_qkv, to_out, num_heads, *, causal=False, rotation=None, dropout=None):
     """Multi-head self-attention (N, T, D) -> (N, T, D).
 
-    rotation: (cos, sin) of these T tokens, applied to q and k. cache: earlier tokens, which all T tokens may see;
-    T must then be 1. dropout: probability on the attention weights.
+    rotation: (cos, sin) of these T tokens, applied to q and k. dropout: an nn.Dropout for the attention weights.
     """
     q, k, v = to_qkv(x).unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)  # 3 of (N, h, T, d)
     if rotation is not None:
         q, k = rotate(q, rotation), rotate(k, rotation)
-    if cache is not None:
-        assert x.shape[1] == 1, "with a cache, tokens come one at a time"
-        k, v = cache.append(k, v)
-        causal = False
-    if x.shape[1] <= SHORT and not dropout:
-        out = plain_attention(q, k, v, causal)
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
-    return to_out(out.transpose(1, 2).flatten(2))
+    return to_out(dot_product_attention(q, k, v, causal=causal, dropout=dropout).transpose(1, 2).flatten(2))
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """softmax(q kT / sqrt(d)) v, for (N, h, T, d) of few tokens, where a fused kernel costs more than it saves."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (N, h, T, T)
+def dot_product_attention(q, k, v, *, causal: bool = False, dropout: nn.Dropout | None = None) -> Tensor:
+    """softmax(q kT / sqrt(d)) v: queries (N, h, T, d), keys and values (N, h, S, d) -> (N, h, T, d).
+
+    By the fused kernel, but for the cases in which plain products measured faster.
+    """
+    probability = dropout.p if dropout is not None and dropout.training else 0.0
+    if not plain_is_faster(q, k.shape[2], probability):
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+            # The backward pass of the fused kernel takes 6 times as long in bfloat16 on a CPU.
+            with full_precision(q):
+                return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal).to(v.dtype)
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=probability, is_causal=causal)
+    return plain_attention(q, k, v, causal, dropout if probability else None)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: nn.Dropout | None = None) -> Tensor:
+    """The same, by products and a float32 softmax."""
+    q = q * q.shape[-1] ** -0.5
+    if q.shape[2] == 1 and k.shape[2] <= SHORT and dropout is None:
+        weights = (q * k).sum(-1).float().softmax(-1).to(v.dtype)  # (N, h, S)
+        return (weights[..., None] * v).sum(2, keepdim=True)
+    scores = q @ k.transpose(-1, -2)  # (N, h, T, S)
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(future, -torch.inf)
-    return scores.float().softmax(-1).to(v.dtype) @ v
+    weights = scores.float().softmax(-1).to(v.dtype)
+    return (weights if dropout is None else dropout(weights)) @ v
+
+
+def plain_is_faster(q: Tensor, length: int, dropout: float) -> bool:
+    """Whether plain products beat the fused kernel, for queries (N, h, T, d) and `length` keys."""
+    n, _, tokens, _ = q.shape
+    on_cpu, training = q.device.type == "cpu", torch.is_grad_enabled()
+    if dropout:
+        return on_cpu  # whose fused kernel knows no dropout
+    if length <= SHORT:
+        return training or (on_cpu and n > MANY)
+    return on_cpu and not training and tokens > 1 and length >= LONG and q.dtype == torch.bfloat16
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, p: float) -> Tensor:
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
+        keep = bits.view(torch.int16)[: x.numel()].view(x.shape) >= round(2**16 * p) - 2**15
+        ctx.save_for_backward(keep)
+        ctx.scale = 1 / (1 - p)
+        return (x * keep).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        return (grad * keep).mul_(ctx.scale), None
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout; on a CPU from 16 random bits a number (p to 1/65536) and keeping a byte of mask: 3 times as fast there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = not (self.training and 0 < self.p < 1) or x.device.type != "cpu" or torch.compiler.is_compiling()
+        return super().forward(x) if plain else _Dropout.apply(x, self.p)
 
 
 class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, attn_dropout: float, proj_dropout: float):
         super().__init__()
         self.num_heads = num_heads
-        self.attn_dropout = attn_dropout
+        self.attn_drop = Dropout(attn_dropout)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_dropout)
+        self.proj_drop = Dropout(proj_dropout)
 
-    def forward(self, x: Tensor, causal: bool = False, cache: KVCache | None = None) -> Tensor:
-        dropout = self.attn_dropout if self.training else 0.0
-        return self.proj_drop(attend(x, self.qkv, self.proj, self.num_heads, causal=causal, cache=cache, dropout=dropout))
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+        return self.proj_drop(attend(x, self.qkv, self.proj, self.num_heads, causal=causal, dropout=self.attn_drop))
 
 
 class Mlp(nn.Module):
@@ -80,7 +109,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, 4 * dim)
         self.fc2 = nn.Linear(4 * dim, dim)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
@@ -96,8 +125,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, proj_dropout)
 
-    def forward(self, x: Tensor, causal: bool = False, cache: KVCache | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), causal, cache)
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+        x = x + self.attn(self.norm1(x), causal)
         return x + self.mlp(self.norm2(x))
 
 
@@ -107,10 +136,10 @@ class RotaryAttention(nn.Module):
         self.num_heads = num_heads
         self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
         self.wo = nn.Linear(dim, dim, bias=False)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
-        return self.drop(attend(x, self.wqkv, self.wo, self.num_heads, causal=True, rotation=rotation, cache=cache))
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        return self.drop(attend(x, self.wqkv, self.wo, self.num_heads, causal=True, rotation=rotation))
 
 
 class SwiGLU(nn.Module):
@@ -120,7 +149,7 @@ class SwiGLU(nn.Module):
         self.w1 = nn.Linear(dim, hidden, bias=False)
         self.w3 = nn.Linear(dim, hidden, bias=False)
         self.w2 = nn.Linear(hidden, dim, bias=False)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(self.w2(F.silu(self.w1(x)) * self.w3(x)))
@@ -136,8 +165,8 @@ class RotaryBlock(nn.Module):
         self.attention_norm = RMSNorm(dim, eps=1e-5)
         self.ffn_norm = RMSNorm(dim, eps=1e-5)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotation, cache)
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotation)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -148,24 +177,10 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x.float(), self.normalized_shape, eps=self.eps).type_as(x) * self.weight
 
 
-def make_caches(blocks: nn.ModuleList, num_heads: int, max_tokens: int, like: Tensor) -> list[KVCache]:
-    """A cache for each block, for sequences like `like` (N, D): its device, and its dtype (under autocast that of a linear
-    layer's output, so that keys and values fit)."""
-    n, dim = like.shape
-    return [KVCache(n, num_heads, max_tokens, dim // num_heads, like) for _ in blocks]
-
-
-def run_blocks(
-    blocks: nn.ModuleList, x: Tensor, *args, caches: Sequence[KVCache] | None = None, checkpointing: bool = False
-) -> Tensor:
+def run_blocks(blocks: nn.ModuleList, x: Tensor, *args, checkpointing: bool = False) -> Tensor:
     """The blocks in turn; with `checkpointing`, activations inside a block are computed again in the backward pass."""
-    for number, block in enumerate(blocks):
-        if caches is not None:
-            x = block(x, *args, caches[number])
-        elif checkpointing and torch.is_grad_enabled():
-            x = checkpoint(block, x, *args, use_reentrant=False)
-        else:
-            x = block(x, *args)
+    for block in blocks:
+        x = checkpoint(block, x, *args, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else block(x, *args)
     return x
 
 

@@ -1,7 +1,7 @@
 """MAR: patches in a random order, several at a time, attention in both directions (paper section 3.2; SPEC section 3).
 
 Letters: N pictures, L patches, C = 3 * p * p, K conditions, D width, P prefix tokens (guiding pixel, conditions),
-R masked patches, k patches decided in one step, h halves (2 with guidance, else 1).
+R masked patches, k patches decided in one step, h halves (2 with guidance, else 1), T = P + L tokens.
 """
 
 import math
@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from models.generator import Choices, Generator, Handed, LevelSpec, Mask, register_generator
 from models.guidance import Guidance
-from models.layers import Block, init_weights, run_blocks
+from models.layers import Block, dot_product_attention, init_weights, run_blocks
 from models.noise import Noise
-from models.patches import patchify, take, with_neighbours
+from models.patches import patchify, with_neighbours
 from models.pixelloss import PixelLoss
+from models.prepared import Linear, Norm, PreparedBlock, Setup, merge_heads, split_heads
+from models.sampler import LevelSampler
 
 MASK_RATIO_MEAN, MASK_RATIO_STD = 1.0, 0.25
+CACHED_TOKENS = 1024  # sampled together on a CPU
 GUIDING_HEAD = {"embed_dim": 128, "num_blocks": 3, "num_heads": 4}
 
 
@@ -52,13 +55,6 @@ def cosine_plan(num_patches: int, num_iter: int) -> Iterator[tuple[int, int, flo
         masked = remain
 
 
-@dataclass
-class MARState:
-    prefix: Tensor  # (h * N, P, D)
-    rank: Tensor  # (N, L), each patch's place in the order
-    halves: int
-
-
 @register_generator("mar", hands_down=5)
 class MAR(Generator):
     """Masked transformer. Reads `num_conds` conditions; hands down the patch's own output and its four neighbours'."""
@@ -66,9 +62,9 @@ class MAR(Generator):
     def __init__(self, spec: LevelSpec):
         super().__init__(spec)
         dim = spec.embed_dim
-        prefix = spec.num_conds + spec.guiding_pixel
+        self.num_prefix = spec.num_conds + spec.guiding_pixel
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.pos_embed_learned = nn.Parameter(torch.empty(1, prefix + spec.num_patches, dim))
+        self.pos_embed_learned = nn.Parameter(torch.empty(1, self.num_prefix + spec.num_patches, dim))
         self.patch_emb = nn.Linear(spec.patch_dim, dim)
         self.patch_emb_ln = nn.LayerNorm(dim, eps=1e-6)
         self.cond_emb = nn.Linear(spec.cond_dim, dim)
@@ -98,7 +94,6 @@ class MAR(Generator):
         """Patches (N, L, C), masked (N, L) bool, prefix (N, P, D) -> outputs at the patches (N, L, D)."""
         known = self.patch_emb(patches)
         tokens = torch.where(masked[..., None], self.mask_token.to(known.dtype), known)
-        tokens = tokens.repeat(len(prefix) // len(tokens), 1, 1)  # both halves share the canvas
         x = torch.cat([prefix, tokens], dim=1)
         x = self.patch_emb_ln(x + self.pos_embed_learned)
         return self.norm(self.run(x))[:, prefix.shape[1] :]
@@ -128,12 +123,8 @@ class MAR(Generator):
         patches = patches.flatten(0, 1)[mask.rows]  # (R, C)
         return Handed(patches.unflatten(1, (3, spec.patch_size, spec.patch_size)), handed, nll)
 
-    def start(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, order: Tensor) -> MARState:
-        pixel = None
-        if self.spec.guiding_pixel:
-            pixel = self.guiding_pixel_loss.draw(conds, guidance, noise)[:, :, 0, 0]  # (N, 3)
-            pixel = guidance.double(pixel).to(self.pix_proj.weight.dtype)
-        return MARState(self.embed_prefix(conds, pixel), order.argsort(-1), 2 if guidance.doubled else 1)
+    def sampler(self, child, setup: Setup) -> "MARSampler":
+        return MARSampler(self, child, setup)
 
     def plan(self, num_iter: int) -> Iterator[tuple[int, int, float]]:
         return cosine_plan(self.spec.num_patches, num_iter)
@@ -141,7 +132,92 @@ class MAR(Generator):
     def order(self, noise: Noise) -> Tensor:
         return noise.order.argsort(dim=-1, stable=True)
 
-    def predict(self, state: MARState, canvas: Tensor, order: Tensor, begin: int, end: int) -> list[Tensor]:
-        out = self.trunk(canvas, state.rank >= begin, state.prefix)  # (h * N, L, D)
-        where = order[:, begin:end].repeat(state.halves, 1)  # (h * N, k)
-        return [take(cond, where).flatten(0, 1) for cond in with_neighbours(out)]
+
+@dataclass
+class MARState:
+    """x (h * N, P + L, D): embedded tokens, the patches known ones or mask tokens. In the order in which they are decided:
+    order (N, L); rows (h * N, L, r), the numbers in x.flatten(0, 1) of the outputs that a patch's conditions need (itself
+    first); inside (h * N, L, r, 1), 0 where such a neighbour lies outside the picture."""
+
+    x: Tensor
+    order: Tensor
+    rows: Tensor
+    inside: Tensor
+    halves: int
+
+
+class MARSampler(LevelSampler):
+    """Embeds each token once, and in the last block computes only what goes down."""
+
+    def __init__(self, mar: MAR, child, setup: Setup):
+        super().__init__(mar, child, setup)
+        dtype, self.stream, length = setup.dtype, mar.mask_token.dtype, mar.spec.num_patches
+        self.cond_emb, self.patch_emb = Linear.of(mar.cond_emb, dtype), Linear.of(mar.patch_emb, dtype)
+        self.embedding_norm, self.norm = Norm(mar.patch_emb_ln, self.stream), Norm(mar.norm, dtype)
+        *self.blocks, self.last = [PreparedBlock(block, dtype) for block in mar.blocks]
+        (weight, bias), dim = mar.blocks[-1].attn.qkv.parameters(), mar.spec.embed_dim
+        self.last_q, self.last_kv = Linear(weight[:dim], bias[:dim], dtype), Linear(weight[dim:], bias[dim:], dtype)
+        self.pos_prefix, self.pos = mar.pos_embed_learned[0].detach().split([mar.num_prefix, length])
+        self.masked = self.embedding_norm(mar.mask_token[0] + self.pos)  # (L, D)
+        numbers = torch.arange(1, length + 1, device=self.pos.device)[None, :, None]
+        around = torch.cat(with_neighbours(numbers) if child.reads > 1 else [numbers], dim=-1)[0]  # (L, r), 0 = outside
+        self.inside = (around > 0).to(dtype)[..., None]
+        self.offsets = torch.where(around > 0, around - numbers[0], 0)
+        if mar.spec.guiding_pixel:
+            self.pix_proj = Linear.of(mar.pix_proj, dtype)
+            self.guiding_pixel = mar.guiding_pixel_loss.sampler(setup)
+        self.run = setup.compile(self._run, self.pos.device)
+
+    def start(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, order: Tensor) -> MARState:
+        dtype, spec = self.setup.dtype, self.generator.spec
+        tokens = [self.cond_emb(cond.to(dtype)) for cond in reversed(conds[: spec.num_conds])]
+        if spec.guiding_pixel:
+            pixel = self.guiding_pixel.draw(conds, guidance, noise)[:, :, 0, 0]  # (N, 3)
+            tokens.insert(0, self.pix_proj(guidance.double(pixel.to(dtype))))
+        prefix = self.embedding_norm(torch.stack(tokens, dim=1).to(self.stream) + self.pos_prefix)  # (h * N, P, D)
+        x = torch.cat([prefix, self.masked.expand(len(prefix), -1, -1)], dim=1)
+        n, length, _ = x.shape
+        first = torch.arange(prefix.shape[1], n * length, length, device=x.device)[:, None]
+        both = guidance.double(order)
+        return MARState(x, order, (first + both)[..., None] + self.offsets[both], self.inside[both], n // len(order))
+
+    def reveal(self, state: MARState, known: Tensor, begin: int, end: int) -> None:
+        """Embeds the patches `known` (N, k, C), decided at places [begin, end)."""
+        x = self.patch_emb(known.flatten(0, 1).to(self.setup.dtype)).to(self.stream)
+        x = self.embedding_norm(x + self.pos[state.order[:, begin:end].flatten()])
+        state.x.flatten(0, 1).index_copy_(0, state.rows[:, begin:end, 0].flatten(), x.repeat(state.halves, 1))
+
+    def predict(self, state: MARState, known: Tensor | None, begin: int, end: int) -> list[Tensor]:
+        if known is not None:
+            self.reveal(state, known, begin - known.shape[1], begin)
+        rows = state.rows[:, begin:end]  # (h * N, k, r)
+        out = self.outputs(state.x, rows.flatten(1))
+        if rows.shape[-1] == 1:
+            return [out]
+        return list((out.unflatten(0, (-1, rows.shape[-1])) * state.inside[:, begin:end].flatten(0, 1)).unbind(1))
+
+    def outputs(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Tokens x (n, T, D) and numbers `rows` (n, R) in x.flatten(0, 1) -> the trunk's outputs there (n * R, D).
+
+        On a CPU, as many sequences at a time as keep their activations in its cache.
+        """
+        n, length, _ = x.shape
+        size = max(1, CACHED_TOKENS // length) if x.device.type == "cpu" else n
+        if n <= size:
+            return self.run(x, rows)
+        return torch.cat([self.run(x[i : i + size], rows[i : i + size] - i * length) for i in range(0, n, size)])
+
+    def _run(self, x: Tensor, rows: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        heads = self.generator.spec.num_heads
+        x = x.flatten(0, 1)
+        for block in self.blocks:
+            q, k, v = split_heads(block.qkv(block.norm1(x)), n, heads, 3)
+            x = block.after_attention(x, merge_heads(dot_product_attention(q, k, v)))
+        some, y = rows.shape[1] < length, self.last.norm1(x)
+        k, v = split_heads(self.last_kv(y), n, heads, 2)
+        if some:
+            x, y = x[rows.flatten()], y[rows.flatten()]
+        (q,) = split_heads(self.last_q(y), n, heads, 1)
+        x = self.norm(self.last.after_attention(x, merge_heads(dot_product_attention(q, k, v))))
+        return x if some else x[rows.flatten()]

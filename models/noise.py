@@ -25,7 +25,6 @@ class Noise:
 
     def __init__(self, maps: Sequence[Tensor]):
         self.maps = list(maps)
-        self._cut = None
 
     @classmethod
     def of_pictures(cls, seed: int, indices: Sequence[int], sizes: Sequence[int], device=None) -> "Noise":
@@ -58,16 +57,34 @@ class Noise:
         """(N, 3): draws R, G, B of the guiding pixel, or of the pixel itself at the bottom."""
         return self.maps[0][:, COLOUR].flatten(1)
 
-    def at(self, where: Tensor) -> "Noise":
-        """Noise of the patches `where` (N, k), row-major: N * k pictures of the next level."""
-        first = torch.arange(where.shape[0], device=where.device) * self.maps[1][0, 0].numel()
-        return self.rows((first[:, None] + where).flatten())
+    def __len__(self) -> int:
+        return len(self.maps[0])
+
+    def part(self, pictures: slice) -> "Noise":
+        return Noise([m[pictures] for m in self.maps])
+
+    def in_order(self, order: Tensor) -> "PatchNoise":
+        """Noise of the patches, sorted as in `order` (N, L)."""
+        at = torch.arange(len(order), device=order.device)[:, None]
+        return PatchNoise([m[at, order] for m in self._patches()])
 
     def rows(self, rows: Tensor) -> "Noise":
         """Noise of the patches number `rows` (R,), counted through all pictures: R pictures of the next level."""
-        if self._cut is None:
-            grid = self.maps[1].shape[-1]
-            sides = [m.shape[-1] // grid for m in self.maps[1:]]
-            cut = [patchify(m, s).unflatten(2, (NUMBERS, s, s)) for m, s in zip(self.maps[1:], sides, strict=True)]
-            self._cut = [m.flatten(0, 1) for m in cut]  # (N * L, 5, s, s) each
-        return Noise([m[rows] for m in self._cut])
+        return Noise([m.flatten(0, 1)[rows] for m in self._patches()])
+
+    def _patches(self) -> list[Tensor]:
+        """The maps below this level, cut into patches (N, L, 5, s, s)."""
+        grid = self.maps[1].shape[-1]
+        sides = [m.shape[-1] // grid for m in self.maps[1:]]
+        return [patchify(m, s).unflatten(2, (NUMBERS, s, s)) for m, s in zip(self.maps[1:], sides, strict=True)]
+
+
+class PatchNoise:
+    """The uniforms of N pictures' patches, in the order in which they are decided: `maps[d]` is (N, L, 5, s_d, s_d)."""
+
+    def __init__(self, maps: Sequence[Tensor]):
+        self.maps = maps
+
+    def step(self, begin: int, end: int) -> Noise:
+        """Noise of the patches at places [begin, end): N * (end - begin) pictures of the next level."""
+        return Noise([m[:, begin:end].flatten(0, 1) for m in self.maps])

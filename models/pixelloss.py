@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.guidance import Guidance
-from models.layers import Block, full_precision, init_weights, make_caches, run_blocks
+from models.layers import Block, dot_product_attention, full_precision, init_weights, run_blocks
 from models.noise import Noise
+from models.prepared import Linear, Norm, PreparedBlock, Setup
 from util.pixels import NUM_LEVELS, normalize, to_levels
 
 
@@ -67,16 +68,65 @@ class PixelLoss(nn.Module):
         logits = self.logits(levels, conds)
         return F.cross_entropy(logits.flatten(0, 1), levels.flatten(), reduction="none").view(-1, 3)
 
+    def sampler(self, setup: Setup) -> "PixelSampler":
+        return PixelSampler(self, setup)
+
+
+class PixelSampler:
+    """Draws pixels channel by channel, in the weights' dtype.
+
+    The condition token attends to itself alone, so its attention is a linear layer. The tokens after it are one of 256
+    codes each: the first block's residual, queries, keys and values are rows of a table.
+    """
+
+    reads = 1
+
+    def __init__(self, head: PixelLoss, setup: Setup):
+        dtype = head.pixel_values.dtype
+        dim, self.num_heads = head.norm.normalized_shape[0], head.blocks[0].attn.num_heads
+        self.cond_proj, self.ln, self.norm = Linear.of(head.cond_proj, dtype), Norm(head.ln, dtype), Norm(head.norm, dtype)
+        self.blocks = [PreparedBlock(block, dtype) for block in head.blocks]
+        self.first_token = []  # of each block: k, v and the change of the residual
+        for block in head.blocks:
+            w_v, b_v = block.attn.qkv.weight[2 * dim :], block.attn.qkv.bias[2 * dim :]
+            weight = torch.cat([block.attn.qkv.weight[dim:], block.attn.proj.weight @ w_v])
+            bias = torch.cat([block.attn.qkv.bias[dim:], block.attn.proj(b_v)])
+            self.first_token.append(Linear(weight, bias, dtype))
+        self.tables = []  # of R and G: residual, q, k, v of every code (256, 4 D)
+        for codebook in (head.r_codebook, head.g_codebook):
+            x = self.ln(codebook.weight)
+            self.tables.append(torch.cat([x, self.blocks[0].qkv(self.blocks[0].norm1(x))], dim=1))
+        weights = [codebook.weight.float() for codebook in (head.r_codebook, head.g_codebook, head.b_codebook)]
+        biases = [mlm.bias[0].float() for mlm in (head.r_mlm, head.g_mlm, head.b_mlm)]
+        self.heads = [Linear(weight, bias, torch.float32) for weight, bias in zip(weights, biases, strict=True)]
+        self.pixel_values, self.dtype = head.pixel_values, dtype
+        self.codes = setup.compile(self._codes, self.pixel_values.device)
+
     def draw(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, num_iter_list: Sequence[int] = ()) -> Tensor:
-        """Conditions, each (h * N, cond_dim) -> normalised pixels (N, 3, 1, 1), drawn channel by channel."""
-        x = self.cond_proj(conds[0])  # (h * N, D)
-        caches = make_caches(self.blocks, self.blocks[0].attn.num_heads, 3, x)
-        uniforms = noise.colour
-        drawn = []
-        for channel, codebook in enumerate((self.r_codebook, self.g_codebook, None)):
-            out = self.norm(run_blocks(self.blocks, self.ln(x)[:, None], False, caches=caches))
-            logits = self._logits(out.squeeze(1), channel)
-            drawn.append(guidance.pick(guidance.probabilities(logits), uniforms[:, channel]))  # (N,)
-            if codebook is not None:
-                x = guidance.double(codebook(drawn[-1]))
-        return self.pixel_values.gather(0, torch.stack(drawn, dim=1))[:, :, None, None]
+        """Conditions, each (h * N, cond_dim) -> normalised pixels (N, 3, 1, 1)."""
+        codes = self.codes(conds[0].to(self.dtype), guidance, noise.colour)
+        return self.pixel_values.gather(0, codes)[:, :, None, None]
+
+    def _codes(self, cond: Tensor, guidance: Guidance, uniforms: Tensor) -> Tensor:
+        """Conditions (h * N, cond_dim), uniforms (N, 3) -> levels (N, 3) int64."""
+        x, past = self.ln(self.cond_proj(cond)), []
+        for block, first_token in zip(self.blocks, self.first_token, strict=True):
+            kv, change = first_token(block.norm1(x)).tensor_split([2 * x.shape[1]], dim=1)
+            past.append([kv.unflatten(1, (2, self.num_heads, -1))])  # (h * N, 2, heads, d)
+            x = block.mlp(x + change)
+        drawn = [self._pick(x, 0, guidance, uniforms)]
+        for channel, table in enumerate(self.tables, start=1):
+            x, qkv = table.index_select(0, guidance.double(drawn[-1])).tensor_split([x.shape[1]], dim=1)
+            for number, (block, earlier) in enumerate(zip(self.blocks, past, strict=True)):
+                if number:
+                    qkv = block.qkv(block.norm1(x))
+                q, kv = qkv.unflatten(1, (3, self.num_heads, -1)).tensor_split([1], dim=1)
+                earlier.append(kv)
+                k, v = torch.stack(earlier, dim=3).unbind(1)  # (h * N, heads, t, d)
+                x = block.after_attention(x, dot_product_attention(q.transpose(1, 2), k, v).flatten(1))
+            drawn.append(self._pick(x, channel, guidance, uniforms))
+        return torch.stack(drawn, dim=1)
+
+    def _pick(self, x: Tensor, channel: int, guidance: Guidance, uniforms: Tensor) -> Tensor:
+        logits = self.heads[channel](self.norm(x).float())
+        return guidance.pick(guidance.probabilities(logits), uniforms[:, channel])

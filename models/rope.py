@@ -24,7 +24,18 @@ def rotation_table(grid: int, head_dim: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns neighbouring pairs (0, 1), (2, 3), … of x (N, h, T, d) by cos and sin (T, d / 2)."""
+    """Turns neighbouring pairs (0, 1), (2, 3), … of x (N, h, T, d) by cos and sin (T, d / 2), in float32."""
     cos, sin = rotation
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # it writes no kernels for complex numbers
+        even, odd = pairs.unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos.float(), sin.float()))
+    return turned.flatten(-2).type_as(x)
+
+
+def rotate_(qkv: Tensor, rotation: Tensor) -> Tensor:
+    """Turns, in place, q and k of one token: (N, 3, h, d) float32, by a complex row (d / 2,) = cos + i sin."""
+    torch.view_as_complex(qkv[:, :2].unflatten(-1, (-1, 2))).mul_(rotation)
+    return qkv

@@ -68,6 +68,8 @@ def generate(
     seed: int | None = None,
     generator: torch.Generator | None = None,
     indices: Sequence[int] | None = None,
+    chunk: int | None = None,
+    compiled: bool = False,
     output_type: str = "pil",
     callback_on_step_end: Callable[[int, int, Tensor], None] | None = None,
     progress_bar: bool = True,
@@ -79,6 +81,7 @@ def generate(
     num_inference_steps   one number of steps for each level above the pixel
     seed / generator      picture i of a seed is the same whatever else is drawn with it; a generator gives a seed
     indices               the pictures' numbers i within the seed; default 0, 1, …
+    chunk, compiled       see `FractalGen.sample`
     output_type           "pil": list of RGB pictures; "np": uint8 (B, H, H, 3); "pt": normalised float (B, 3, H, H)
     callback_on_step_end  called with (step, number of steps, canvas (B, 3, H, H)) after each step of level 0
 
@@ -127,6 +130,8 @@ def generate(
             defaults.guidance_schedule if guidance_schedule is None else guidance_schedule,
             defaults.temperature if temperature is None else temperature,
             defaults.filter_threshold if filter_threshold is None else filter_threshold,
+            chunk=chunk,
+            compiled=compiled,
             noise=Noise.of_pictures(seed, indices, model.noise_sizes, device),
             on_step=on_step,
         )

@@ -5,6 +5,7 @@ from models.generator import Choices
 from models.guidance import Guidance
 from models.noise import Noise
 from models.patches import patchify
+from models.prepared import Setup
 from util.pixels import normalize
 
 
@@ -15,8 +16,10 @@ def test_cached_sampling_steps_equal_the_teacher_forced_pass():
     canvas = patchify(pictures, 2)
     noise = Noise.of_pictures(0, range(2), model.noise_sizes)
     order = generator.order(noise)
-    state = generator.start(conds, Guidance(), noise, order)
-    steps = [generator.predict(state, canvas, order, begin, end)[0] for begin, end, _ in generator.plan(1)]
+    sampler = model.sampler(Setup(torch.float32))
+    state = sampler.start(conds, Guidance(), noise, order)
+    known = [None, *canvas.split(1, dim=1)]
+    steps = [sampler.predict(state, known[begin], begin, end)[0] for begin, end, _ in generator.plan(1)]
     forced = generator(pictures, conds, Choices()).conds[0].view(2, 16, -1)
     torch.testing.assert_close(torch.stack(steps, 1), forced, rtol=1e-4, atol=1e-5)
 

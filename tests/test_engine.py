@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from opcount import OpCount
 from PIL import Image
 
 import engine_fractalgen as engine
@@ -90,6 +91,21 @@ def test_bfloat16_training_follows_float32(pictures, tmp_path):
         model = tiny_model("ar", attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.0)
         losses.append(train(model, pictures, tmp_path, autocast=autocast)["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+
+
+def test_a_training_step_never_waits_for_the_device(kind, pictures):
+    model = tiny_model(kind, attn_dropout=0.1, proj_dropout=0.1).train()
+    optimizer = torch.optim.AdamW(engine.add_weight_decay(model, 0.05), lr=1e-3, fused=True)
+    scaler, batches = torch.amp.GradScaler("cpu", enabled=False), iter(loader(pictures, 6))
+    window = engine.Window(CPU)
+    for step in range(2):
+        with OpCount() as ops:
+            engine.train_step(model, batches, optimizer, scaler, RECIPE, step, window, CPU, nullcontext())
+        assert ops.launched["_fused_adamw_"] == 2
+        assert not ops.syncs
+    with OpCount() as ops:
+        window.read()
+    assert ops.syncs  # at the logging cadence
 
 
 def test_an_epoch_can_begin_in_the_middle(pictures, tmp_path):

@@ -9,6 +9,7 @@ from conftest import random_levels, tiny_model
 from models.flops import forward_flops
 from models.generator import GENERATORS, Choices, Generator, Handed, Mask, register_generator
 from models.patches import patchify, take
+from models.sampler import LevelSampler
 from util.pixels import normalize
 
 
@@ -33,12 +34,16 @@ def independent():
         def plan(self, num_iter):
             yield 0, self.spec.num_patches, 1.0
 
-        def start(self, conds, guidance, noise, order):
-            return self.outputs(conds)
+        def sampler(self, child, setup):
+            return IndependentSampler(self, child, setup)
 
-        def predict(self, state, canvas, order, begin, end):
-            where = order[:, begin:end]
-            return [take(state, where.repeat(len(state) // len(where), 1)).flatten(0, 1)]
+    class IndependentSampler(LevelSampler):
+        def start(self, conds, guidance, noise, order):
+            return guidance.double(order), self.generator.outputs(conds)
+
+        def predict(self, state, known, begin, end):
+            where, outputs = state
+            return [take(outputs, where[:, begin:end]).flatten(0, 1)]
 
     yield Independent
     del GENERATORS["independent"]

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.layers import Block, KVCache, RMSNorm, RotaryBlock, plain_attention, run_blocks
+from models.layers import Block, Dropout, RMSNorm, RotaryBlock, plain_attention, run_blocks
 from models.rope import rotate, rotation_table
 
 
@@ -35,13 +35,44 @@ def test_softmax_is_float32_whatever_the_input():
     assert met == [torch.float32]
 
 
-@pytest.mark.parametrize("tokens", [3, 10])
-def test_tokens_one_by_one_through_the_cache_equal_the_causal_pass(tokens):
-    block = Block(16, 2).eval()
-    x = torch.randn(4, tokens, 16)
-    cache = KVCache(4, 2, tokens, 8, x)
-    steps = [block(x[:, t : t + 1], False, cache) for t in range(tokens)]
-    torch.testing.assert_close(torch.cat(steps, dim=1), block(x, True), rtol=1e-5, atol=1e-5)
+def test_one_query_equals_the_fused_kernel():
+    q, (k, v) = torch.randn(5, 2, 1, 8), torch.randn(2, 5, 2, 3, 8)
+    torch.testing.assert_close(plain_attention(q, k, v, False), F.scaled_dot_product_attention(q, k, v), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_keeps_the_mean_and_its_gradient_the_mask(p):
+    x = torch.full((101, 1003), 2.0, requires_grad=True)
+    y = Dropout(p).train()(x)
+    dropped = y == 0
+    share, error = dropped.float().mean().item(), (p * (1 - p) / x.numel()) ** 0.5
+    assert abs(share - p) < 4 * error
+    torch.testing.assert_close(y[~dropped].detach(), torch.full((), 2 / (1 - p)).expand((~dropped).sum()))
+    y.sum().backward()
+    assert torch.equal(x.grad == 0, dropped)
+    torch.testing.assert_close(x.grad[~dropped], torch.full((), 1 / (1 - p)).expand((~dropped).sum()))
+    assert torch.equal(Dropout(p).eval()(x), x)
+
+
+def test_dropout_follows_torchs_generator_and_differs_between_calls():
+    x, drop = torch.ones(50, 50), Dropout(0.5).train()
+    torch.manual_seed(1)
+    first, second = drop(x), drop(x)
+    torch.manual_seed(1)
+    assert torch.equal(drop(x), first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_without_dropout_keeps_no_square_of_the_tokens(dtype):
+    saved = []
+    x = torch.randn(2, 24, 16, requires_grad=True)
+    block, rotary = Block(16, 2), RotaryBlock(16, 2, 0.1)
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t)
+    with keep, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        (block(x, True).sum() + block(x).sum() + rotary(x, tuple(t[:24] for t in rotation_table(5, 8))).sum()).backward()
+    assert saved
+    assert not [shape for shape in saved if shape[-2:] == (24, 24)]
 
 
 def test_dropout_on_attention_weights_only_in_training():

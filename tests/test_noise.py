@@ -25,12 +25,13 @@ def test_seeds_and_pictures_differ_and_numbers_are_uniform():
 
 def test_patches_take_the_numbers_that_lie_over_them():
     noise = Noise.of_pictures(0, range(2), SIZES)
-    child = noise.at(torch.tensor([[3, 0], [1, 2]]))  # patch 3 of picture 0 is the lower right one
+    order = torch.tensor([[3, 0, 1, 2], [1, 2, 3, 0]])  # patch 3 of picture 0 is the lower right one
+    child = noise.in_order(order).step(0, 2)
     assert len(child.maps) == 2
     assert torch.equal(child.maps[0][0], noise.maps[1][0, :, 1:, 1:])
     assert torch.equal(child.maps[1][0], noise.maps[2][0, :, 4:, 4:])
     assert torch.equal(child.maps[1][2], noise.maps[2][1, :, :4, 4:])
-    grandchild = child.at(torch.arange(16).expand(4, -1))
+    grandchild = child.in_order(torch.arange(16).expand(4, -1)).step(0, 16)
     assert torch.equal(grandchild.colour.view(4, 4, 4, 3)[0], noise.maps[2][0, 2:, 4:, 4:].permute(1, 2, 0))
 
 

@@ -3,6 +3,7 @@ import torch
 from models.guidance import Guidance
 from models.noise import Noise
 from models.pixelloss import PixelLoss
+from models.prepared import Setup
 from util.pixels import normalize
 
 
@@ -31,7 +32,7 @@ def test_sampling_draws_from_what_the_loss_measures():
         return (uniforms * 256).long()
 
     noise = Noise([torch.rand(5, 5, 1, 1)])
-    pixels = model.draw(conds, Guidance.create(1.0, "linear", 1.0, 0.0, pick), noise)
+    pixels = model.sampler(Setup(torch.float32)).draw(conds, Guidance.create(1.0, "linear", 1.0, 0.0, pick), noise)
     assert pixels.shape == (5, 3, 1, 1)
     levels = (noise.colour * 256).long()
     torch.testing.assert_close(pixels[:, :, 0, 0], normalize(levels))

@@ -33,7 +33,7 @@ def get_args_parser(description: str, models: Sequence[str], guidance_schedules:
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--device", help="default: the accelerator that torch finds, else cpu")
     run.add_argument("--amp", choices=("bf16", "fp16", "off"), help="mixed precision; default: bf16 where the device has it")
-    run.add_argument("--compile", action="store_true", help="torch.compile the transformer blocks")
+    run.add_argument("--compile", action="store_true", help="torch.compile the transformer blocks and the sampler")
     run.add_argument("--dry_run", action="store_true", help="print settings, cost and memory, and end")
 
     model = parser.add_argument_group("model")
@@ -71,6 +71,7 @@ def get_args_parser(description: str, models: Sequence[str], guidance_schedules:
 
     data = parser.add_argument_group("data")
     data.add_argument("--data_path", default="./data/imagenet", help="holds train/ and val/, a folder for every class")
+    data.add_argument("--fast_decode", action="store_true", help="training pictures at twice the speed, not quite the ADM crop")
     data.add_argument("--no_flip", action="store_false", dest="flip", help="no mirrored pictures (digits, text)")
     data.add_argument("--num_workers", type=int, default=10)
     data.add_argument("--pin_mem", action="store_true", default=True)
@@ -87,6 +88,7 @@ def get_args_parser(description: str, models: Sequence[str], guidance_schedules:
 
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--num_iter_list", type=number_list, help="steps of each level; default: the model's best")
+    sampling.add_argument("--chunk", type=int, help="patches of each deeper level drawn together: bounds memory; default all")
     sampling.add_argument("--cfg", type=float, default=1.0, help="guidance scale, 1 = off")
     sampling.add_argument("--cfg_schedule", default="linear", choices=guidance_schedules)
     sampling.add_argument("--temperature", type=float, default=1.0, help="multiplies logits: above 1 is sharper")
