@@ -1,16 +1,20 @@
 # make demo   install, then train on real scans and draw digits       (RETRAIN=1 trains again)
 # make test   install, lint, run all tests
+# make bench  install, measure against the slow twin     (BENCH="sampling --model fractalmar_in64", see tests/bench.py --help)
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: $(VENV)/.installed
 	$(RUN) demo/digits.py $(if $(RETRAIN),--retrain)
 
 test: lint
 	$(RUN) -m pytest
+
+bench: $(VENV)/.installed
+	$(RUN) tests/bench.py $(BENCH)
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

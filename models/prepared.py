@@ -16,7 +16,7 @@ from models.layers import Block
 
 SMALL = 2**18  # weights; a smaller layer is over before oneDNN has found its kernel
 FEW = 2**14  # numbers
-NEVER = 2**62
+NONE, EVERY = range(0), range(1, 2**62)
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Setup:
 
 
 @cache
-def packs_from(dtype: torch.dtype) -> int:
-    """The number of rows from which a CPU runs oneDNN's product with packed weights; NEVER where there is none.
+def packed_rows(dtype: torch.dtype) -> range:
+    """The numbers of rows for which a CPU runs oneDNN's product with packed weights; none where it is not to be had.
 
     The public way to packed weights, torch.utils.mkldnn, copies every input and output; this is the operator that
-    torch.compile calls. On Intel, MKL is as fast for a float32 vector or two.
+    torch.compile calls. On Intel, MKL is as fast in float32 for a vector or two and for hundreds, without the memory.
     """
     try:
         x = torch.zeros(4, 4, dtype=dtype)
@@ -53,9 +53,9 @@ def packs_from(dtype: torch.dtype) -> int:
         torch.ops.mkldnn._linear_pointwise(x, packed, x[0], "gelu", [], "none")
         torch.ops.mkldnn._linear_pointwise.binary(x, x, packed, x[0], "add")
     except (AttributeError, RuntimeError):
-        return NEVER
+        return NONE
     name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
-    return 4 if dtype == torch.float32 and "Intel" in name else 1
+    return range(4, 257) if dtype == torch.float32 and "Intel" in name else EVERY
 
 
 class Linear:
@@ -66,7 +66,7 @@ class Linear:
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.on_cpu = weight.device.type == "cpu" and type(weight) is Tensor  # not a fake one
         small = weight.numel() < SMALL
-        self.packs_from = packs_from(dtype) if self.on_cpu and not small else NEVER
+        self.packed_rows = packed_rows(dtype) if self.on_cpu and not small else NONE
         self.transposed = weight.t().contiguous() if self.on_cpu and small else weight.t()  # (I, O)
         self.packed = None
 
@@ -75,7 +75,7 @@ class Linear:
         return cls(layer.weight, layer.bias, dtype)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, gelu: bool = False) -> Tensor:
-        if x.shape[0] >= self.packs_from and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and x.shape[0] in self.packed_rows:
             return self._packed(x, residual, gelu)
         y = torch.mm(x, self.transposed) if self.bias is None else torch.addmm(self.bias, x, self.transposed)
         if gelu:
@@ -86,6 +86,8 @@ class Linear:
     def _packed(self, x: Tensor, residual: Tensor | None, gelu: bool) -> Tensor:
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.transposed.t().contiguous(), x.shape[0])
+            if self.packed_rows == EVERY:
+                self.transposed = None  # not needed again: half of a large model's memory
         run = torch.ops.mkldnn._linear_pointwise
         if residual is not None and residual.dtype == x.dtype:
             return run.binary(x, residual, self.packed, self.bias, "add")

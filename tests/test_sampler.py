@@ -85,7 +85,7 @@ def test_cached_token_groups_change_no_picture(monkeypatch):
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "fallback"])
 def test_packed_weights_and_their_fallback_give_the_same(kind, packed, monkeypatch):
     monkeypatch.setattr(prepared, "SMALL", 0)
-    monkeypatch.setattr(prepared, "packs_from", lambda dtype: 1 if packed else prepared.NEVER)
+    monkeypatch.setattr(prepared, "packed_rows", lambda dtype: prepared.EVERY if packed else prepared.NONE)
     calls, run = [], Linear._packed
     monkeypatch.setattr(Linear, "_packed", lambda self, *args: calls.append(0) or run(self, *args))
     assert_like_the_twin(opinionated(tiny_model(kind)))
@@ -95,9 +95,9 @@ def test_packed_weights_and_their_fallback_give_the_same(kind, packed, monkeypat
 def test_without_onednn_nothing_is_packed(monkeypatch):
     monkeypatch.delattr(torch.ops.mkldnn, "_linear_pointwise")
     monkeypatch.setattr(type(torch.ops.mkldnn), "__getattr__", lambda self, name: object.__getattribute__(self, name))
-    prepared.packs_from.cache_clear()
-    assert prepared.packs_from(torch.float32) == prepared.NEVER
-    prepared.packs_from.cache_clear()
+    prepared.packed_rows.cache_clear()
+    assert prepared.packed_rows(torch.float32) == prepared.NONE
+    prepared.packed_rows.cache_clear()
 
 
 def test_bfloat16_distributions_stay_near(kind):
@@ -157,7 +157,8 @@ def test_the_counter_sees_what_waits():
         x[x > 1]
         (x > 1).nonzero()
         x[torch.tensor([1, 2])]
-    assert ops.syncs == {"_local_scalar_dense": 1, "index": 1, "nonzero": 1}
+        x.tolist()
+    assert ops.syncs == {"_local_scalar_dense": 1, "index": 1, "nonzero": 1, "tolist": 1}
 
 
 def test_kinds_are_all_covered():

@@ -1,0 +1,285 @@
+"""Side by side with the slow twin, in one process, interleaved: make bench, or python tests/bench.py --help.
+
+Every line says what was held against what; the last one is JSON. Ratios above 1 mean that ours is faster. Medians of
+`--repeats` rounds; each round runs every variant once, so that a slow spell of the machine meets them all.
+"""
+
+import argparse
+import ctypes
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import oracle
+import torch
+from opcount import OpCount
+from PIL import Image
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from engine_fractalgen import add_weight_decay
+from models import fractalgen
+from models.fractalgen import PRESETS, FractalGen
+from models.generator import Mask
+from models.noise import Noise
+from models.prepared import Setup
+from util.crop import center_crop_arr
+from util.data import PictureFolder
+
+BF16 = torch.autocast("cpu", torch.bfloat16)
+FP32 = torch.autocast("cpu", enabled=False)
+
+
+def interleaved(variants: dict[str, Callable], repeats: int, memory: dict | None = None) -> dict[str, float]:
+    """Median wall seconds of each variant; `memory` takes the most GiB that each needed."""
+    took = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, run in variants.items():
+            with PeakMemory() as peak:
+                began = time.perf_counter()
+                run()
+                took[name].append(time.perf_counter() - began)
+            if memory is not None:
+                memory[name] = max(peak.gib, memory.get(name, 0.0))
+    return {name: statistics.median(times) for name, times in took.items()}
+
+
+def compared(variants: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """Seconds, memory, and the twin's seconds over each other's."""
+    memory = {}
+    seconds = interleaved(variants, repeats, memory)
+    result = {f"seconds_{key}": value for key, value in seconds.items()}
+    result |= {f"peak_gib_{key}": value for key, value in memory.items()}
+    return result | {f"ratio_{key}": seconds["twin"] / value for key, value in seconds.items() if key != "twin"}
+
+
+class PeakMemory(threading.Thread):
+    """Within it, `gib` becomes the most resident memory above that at the start."""
+
+    def __enter__(self):
+        with suppress(OSError, AttributeError):  # glibc's: what was freed before is not ours to be had for nothing
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        self.start_gib, self.gib, self.stop = self.resident(), 0.0, threading.Event()
+        self.start()
+        return self
+
+    def __exit__(self, *error):
+        self.stop.set()
+        self.join()
+
+    def run(self):
+        while not self.stop.wait(0.02):
+            self.gib = max(self.gib, self.resident() - self.start_gib)
+
+    @staticmethod
+    def resident() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * 4096 / 2**30
+
+
+def thin(name: str, blocks: list[int] | None) -> FractalGen:
+    """The preset at full width, with so many blocks a level."""
+    p = PRESETS[name]
+    torch.manual_seed(0)
+    settings = dict(guiding_pixel=p.guiding_pixel, num_conds=p.num_conds)
+    return FractalGen(p.sizes, p.widths, blocks or p.blocks, p.heads, p.generators, **settings)
+
+
+def rates() -> dict[str, float]:
+    """What this process could do at best now: products of 522 x 1024 x 4096, GFLOP/s; memory read, GB/s."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weights = torch.randn(522, 1024).to(dtype), [torch.randn(4096, 1024).to(dtype) for _ in range(4)]
+        packed = [torch.ops.mkldnn._reorder_linear_weight(w, len(x)) for w in weights]
+
+        def run(x=x, packed=packed):
+            for w in packed:
+                torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "none")
+
+        run()
+        found[f"gemm_{str(dtype)[6:]}_gflops"] = 4 * 2 * 522 * 1024 * 4096 / interleaved({"": run}, 9)[""] / 1e9
+    x = torch.randn(100_000_000)
+    found["read_gb_per_s"] = 0.4 / interleaved({"": x.sum}, 7)[""]
+    return found
+
+
+def least(model: FractalGen, steps, batch: int) -> dict[str, float]:
+    """What guided sampling cannot do without: `flop` of the MAR levels' products, `bytes` of float32 weights that the AR levels
+    read, each once a step for the whole batch. The RGB head is left out."""
+    need, pictures, draws = {"flop": 0.0, "bytes": 0.0}, 2 * batch, 1
+    for number, generator in enumerate(model.generators):
+        spec = generator.spec
+        taken = list(generator.plan(steps[number]))
+        if hasattr(generator, "mask_token"):
+            tokens, dim = spec.num_patches + generator.num_prefix, spec.embed_dim
+            reads = getattr(model.generators[number + 1], "num_prefix", 1) if number + 1 < len(model.generators) else 1
+            last = sum(min(tokens, (5 if reads > 1 else 1) * (end - begin)) for begin, end, _ in taken) * 20 * dim**2
+            step = tokens * (24 * dim**2 * (spec.num_blocks - 1) + 4 * dim**2) + 4 * tokens**2 * dim * spec.num_blocks
+            need["flop"] += pictures * (len(taken) * step + last)
+        else:
+            need["bytes"] += draws * len(taken) * 4 * sum(p.numel() for p in generator.blocks.parameters())
+        pictures, draws = pictures * spec.num_patches, draws * len(taken)
+    return need
+
+
+def sampling(model: FractalGen, name: str, args) -> dict[str, float]:
+    """A batch of whole pictures with guidance."""
+    steps, labels, drawn = PRESETS[name].steps, torch.arange(args.batch) % 10, {}
+    noise = Noise.of_pictures(0, range(args.batch), model.noise_sizes)
+    conds = [torch.cat([model.class_emb(labels), model.fake_latent.repeat(args.batch, 1)]).detach()] * model.num_conds
+    model.eval()
+
+    def twin():
+        drawn["twin"] = oracle.Twin(model, steps, 4.0, "constant").sample(labels, noise)
+
+    def ours(key, autocast):
+        with autocast:
+            drawn[key] = model.sample(conds, steps, 4.0, "constant", noise=noise, compiled=args.compile)
+
+    variants = {"twin": twin, "float32": lambda: ours("float32", FP32), "bfloat16": lambda: ours("bfloat16", BF16)}
+    if args.compile:
+        variants["float32"](), variants["bfloat16"]()
+    result = compared(variants, args.repeats)
+    result["equal_subpixels"] = (drawn["twin"] == drawn["float32"]).float().mean().item()
+    need = least(model, steps, args.batch)
+    for key, rate in (("float32", args.rates["gemm_float32_gflops"]), ("bfloat16", args.rates["gemm_bfloat16_gflops"])):
+        seconds = need["flop"] / 1e9 / rate + need["bytes"] / (1 + (key == "bfloat16")) / 1e9 / args.rates["read_gb_per_s"]
+        result |= {f"least_seconds_{key}": seconds, f"share_of_limit_{key}": seconds / result[f"seconds_{key}"]}
+    if args.ops:
+        for key in ("twin", "float32"):
+            with OpCount() as ops:
+                variants[key]()
+            result |= {f"launched_{key}": ops.total, f"syncs_{key}": sum(ops.syncs.values())}
+    return result
+
+
+def pixel(model: FractalGen, name: str, args) -> dict[str, float]:
+    """One call of the RGB head for 4 patches a picture, guided."""
+    n, sampler, twin = 4 * args.batch, model.sampler(Setup(torch.float32)), oracle.Twin(model, PRESETS[name].steps, 4.0)
+    while hasattr(sampler, "child"):
+        sampler = sampler.child
+    fractal = model
+    while isinstance(fractal, FractalGen):
+        width, fractal = fractal.generator.spec.embed_dim, fractal.next_fractal
+    conds, noise = [torch.randn(2 * n, width)], Noise([torch.rand(n, 5, 1, 1)])
+    guidance = fractalgen.Guidance.create(4.0, "constant", 1.0, 1e-4)
+    with torch.inference_mode():
+        run = {
+            "twin": lambda: [twin.pixel(fractal, conds, noise, 4.0) for _ in range(20)],
+            "ours": lambda: [sampler.draw(conds, guidance, noise) for _ in range(20)],
+        }
+        interleaved(run, 1)
+        seconds = interleaved(run, max(args.repeats, 5))
+    return {
+        "seconds_twin": seconds["twin"] / 20,
+        "seconds_ours": seconds["ours"] / 20,
+        "ratio": seconds["twin"] / seconds["ours"],
+    }
+
+
+def training(model: FractalGen, name: str, args) -> dict[str, float]:
+    """Forward and backward of `--train_batch` pictures with dropout, then the optimiser's step."""
+    size, n = model.img_size_list[0], args.train_batch
+    pictures, labels, rows, masks = torch.randn(n, 3, size, size).clamp(-2, 2), torch.arange(n), n, []
+    for generator in model.generators:
+        length = generator.spec.num_patches
+        masks.append(torch.rand(rows, length) < 0.8 if hasattr(generator, "mask_token") else None)
+        rows = rows * length if masks[-1] is None else int(masks[-1].sum())
+    ours_masks = [None if masked is None else Mask.of(masked) for masked in masks]
+    model.train()
+
+    def ours(autocast):
+        with autocast:
+            loss = model(pictures, labels, masks=ours_masks)
+        loss.backward()
+        model.zero_grad()
+
+    variants = {
+        "twin": lambda: (oracle.loss(model, pictures, labels, masks).backward(), model.zero_grad()),
+        "float32": lambda: ours(FP32),
+        "bfloat16": lambda: ours(BF16),
+    }
+    interleaved(variants, 1)
+    result = compared(variants, args.repeats)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    steps = {}
+    for kind in ("foreach", "fused"):
+        optimizer = torch.optim.AdamW(add_weight_decay(model, 0.05), lr=1e-6, **{kind: True})
+        optimizer.step()
+        steps[kind] = interleaved({"": optimizer.step}, 3)[""]
+        del optimizer
+    model.zero_grad()
+    return result | {"optimizer_seconds_foreach": steps["foreach"], "optimizer_seconds_fused": steps["fused"]}
+
+
+def data(args) -> dict[str, float]:
+    """Pictures a second on one core, from 500 x 375 JPEGs; `plain`: torchvision's folder, ADM crop, tensor, normalise."""
+    from sklearn.datasets import load_sample_images
+
+    rng, result = np.random.default_rng(0), {}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "class").mkdir()
+        for i in range(40):
+            x, y = rng.integers(0, 100), rng.integers(0, 40)
+            photograph = Image.fromarray(load_sample_images().images[i % 2]).crop((x, y, x + 500, y + 375))
+            photograph.save(Path(folder) / "class" / f"{i}.jpg", quality=92)
+        for size in (64, 256):
+            steps = [
+                transforms.Lambda(lambda image, size=size: center_crop_arr(image, size)),
+                transforms.RandomHorizontalFlip(),
+            ]
+            steps += [transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+            plain = ImageFolder(folder, transforms.Compose(steps))
+            exact, fast = (PictureFolder(Path(folder), size, flip=True, seed=0, fast=fast) for fast in (False, True))
+            variants = {
+                "plain": lambda plain=plain: [plain[i] for i in range(40)],
+                "exact": lambda exact=exact: [exact[0, i] for i in range(40)],
+                "fast_decode": lambda fast=fast: [fast[0, i] for i in range(40)],
+            }
+            seconds = interleaved(variants, max(args.repeats, 5))
+            result |= {f"images_per_s_{size}_{key}": 40 / value for key, value in seconds.items()}
+            result |= {f"ratio_{size}_{key}": seconds["plain"] / seconds[key] for key in ("exact", "fast_decode")}
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=["sampling", "pixel", "training", "data", []], default=[])
+    parser.add_argument("--model", default="fractalmar_tiny_in32", choices=PRESETS, metavar="NAME")
+    parser.add_argument(
+        "--blocks", type=lambda text: [int(n) for n in text.split(",")], help="blocks a level, fewer than the preset"
+    )
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--train_batch", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--ops", action="store_true", help="also count the operations dispatched")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.rates = rates()
+    what = args.what or ["sampling", "pixel", "training", "data"]
+    report = {"torch": torch.__version__, "cpu": platform.processor() or platform.machine(), **vars(args)}
+    if hasattr(torch.cpu, "get_capabilities"):
+        report["cpu"] = torch.cpu.get_capabilities()["cpu_name"]
+    if set(what) - {"data"}:
+        model = thin(args.model, args.blocks)
+    for name in what:
+        report[name] = data(args) if name == "data" else globals()[name](model, args.model, args)
+        print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in report[name].items()), flush=True)
+    print(json.dumps(report, default=str))
+
+
+if __name__ == "__main__":
+    main()
