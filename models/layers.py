@@ -45,11 +45,14 @@ def dot_product_attention(q, k, v, *, causal: bool = False, dropout: nn.Dropout 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: nn.Dropout | None = None) -> Tensor:
     """The same, by products and a float32 softmax."""
-    q = q * q.shape[-1] ** -0.5
+    scale = q.shape[-1] ** -0.5
     if q.shape[2] == 1 and k.shape[2] <= SHORT and dropout is None:
-        weights = (q * k).sum(-1).float().softmax(-1).to(v.dtype)  # (N, h, S)
+        weights = (q * scale * k).sum(-1).float().softmax(-1).to(v.dtype)  # (N, h, S)
         return (weights[..., None] * v).sum(2, keepdim=True)
-    scores = q @ k.transpose(-1, -2)  # (N, h, T, S)
+    if q.dtype == torch.float16:
+        scores = q * scale @ k.transpose(-1, -2)  # (N, h, T, S); before the product, which might overflow
+    else:
+        scores = (q @ k.transpose(-1, -2)).mul_(scale)  # after it, so that no second q is kept for the backward pass
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(future, -torch.inf)

@@ -56,7 +56,7 @@ class LevelSampler:
         order = self.generator.order(noise)
         state = self.start(conds, guidance, noise, order)
         children = noise.in_order(order)
-        canvas = order.new_zeros(*order.shape, spec.patch_dim, dtype=conds[0].dtype) if on_step else None
+        canvas = order.new_zeros(*order.shape, spec.patch_dim, dtype=self.generator.dtype) if on_step else None
         steps, drawn = list(self.generator.plan(num_iter)), []
         for step, (begin, end, progress) in enumerate(steps):
             handed = self.predict(state, drawn[-1] if drawn else None, begin, end)
