@@ -130,7 +130,11 @@ def test_generating_in_chunks_writes_the_same_pictures(trained, tmp_path, monkey
     monkeypatch.setattr(FractalGen, "sample", lambda self, *args, **kw: chunks.append(kw["chunk"]) or sample(self, *args, **kw))
     written = []
     for chunk in ("", "--chunk 3"):
-        run(f"{TINY} --evaluate_gen --num_images 6 --cfg 2 --amp off {chunk}", output_dir=tmp_path / f"out{chunk}", resume=trained)
+        run(
+            f"{TINY} --evaluate_gen --num_images 6 --cfg 2 --amp off {chunk}",
+            output_dir=tmp_path / f"out{chunk}",
+            resume=trained,
+        )
         written.append([np.asarray(Image.open(path)) for path in sorted((tmp_path / f"out{chunk}" / "generated").iterdir())])
     assert chunks == [None, 3]
     assert (np.array(written[0]) == np.array(written[1])).mean() > 0.99  # products of other shapes round differently
