@@ -192,7 +192,7 @@ class FractalGen(nn.Module):
         fractal_level    the level of this module
         visualize        show the growing canvas in a notebook
         noise            the pictures' randomness; default: a seed from torch's global generator
-        chunk            at most so many patches of each deeper level are drawn together: bounds memory, changes no picture
+        chunk            at most so many patches of each deeper level are drawn together: bounds memory, changes only rounding
         compiled         run torch.compile on what is called most
         on_step          called with (step, number of steps, canvas (B, 3, H, H)) after each step of level 0
         """

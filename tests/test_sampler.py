@@ -119,8 +119,8 @@ def test_compiled_sampling_gives_the_same():
 def test_pictures_are_ordinary_tensors():
     model = tiny_model("mar")
     pictures = model.sample([model.fake_latent] * 5, STEPS)
-    loss = model(pictures, torch.tensor([0]))
-    loss.backward()  # an inference tensor could not be saved for it
+    assert not pictures.is_inference()
+    model(pictures, torch.tensor([0])).backward()  # for which an inference tensor could not be saved
 
 
 # Published: what the published implementation dispatches for one picture with guidance.
@@ -128,9 +128,12 @@ def test_pictures_are_ordinary_tensors():
     ("name", "published"),
     [("fractalmar_in64", 599_000), ("fractalar_in64", 3_380_000), ("fractalmar_huge_in256", 6_570_000)],
 )
-def test_a_picture_takes_few_operations_and_no_waiting(name, published):
-    """Counted on thin copies: depth, sizes and steps are the preset's. Whole steps of level 0 are counted until `share` of
-    the picture's patches are drawn."""
+def test_a_picture_takes_few_operations_and_no_waiting(name, published, monkeypatch):
+    """Counted on thin copies: depth, sizes and steps are the preset's; `share` of level 0's steps, which all take as many.
+
+    Inference mode shows composite operations whole, copies inside them unseen; without it they come apart.
+    """
+    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
     preset, share = fractalgen.PRESETS[name], 1 / 16
     widths = [8 * heads for heads in preset.heads]
     model = FractalGen(preset.sizes, widths, preset.blocks, preset.heads, preset.generators,
