@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.lean import Dropout, RMSNorm, swiglu
 from models.rope import rotate
 
 SHORT = 4  # tokens; the RGB head has three
@@ -20,7 +21,7 @@ LONG = 128  # tokens; from here on a CPU's fused kernel takes twice as long as p
 def attend(x, to_qkv, to_out, num_heads, *, causal=False, rotation=None, dropout=None):
     """Multi-head self-attention (N, T, D) -> (N, T, D).
 
-    rotation: (cos, sin) of these T tokens, applied to q and k. dropout: an nn.Dropout for the attention weights.
+    rotation: (cos, sin) of these T tokens, applied to q and k. dropout: a Dropout for the attention weights.
     """
     q, k, v = to_qkv(x).unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)  # 3 of (N, h, T, d)
     if rotation is not None:
@@ -28,7 +29,7 @@ def attend(x, to_qkv, to_out, num_heads, *, causal=False, rotation=None, dropout
     return to_out(dot_product_attention(q, k, v, causal=causal, dropout=dropout).transpose(1, 2).flatten(2))
 
 
-def dot_product_attention(q, k, v, *, causal: bool = False, dropout: nn.Dropout | None = None) -> Tensor:
+def dot_product_attention(q, k, v, *, causal: bool = False, dropout: Dropout | None = None) -> Tensor:
     """softmax(q kT / sqrt(d)) v: queries (N, h, T, d), keys and values (N, h, S, d) -> (N, h, T, d).
 
     By the fused kernel, but for the cases in which plain products measured faster.
@@ -43,7 +44,7 @@ def dot_product_attention(q, k, v, *, causal: bool = False, dropout: nn.Dropout 
     return plain_attention(q, k, v, causal, dropout if probability else None)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: nn.Dropout | None = None) -> Tensor:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: Dropout | None = None) -> Tensor:
     """The same, by products and a float32 softmax."""
     scale = q.shape[-1] ** -0.5
     if q.shape[2] == 1 and k.shape[2] <= SHORT and dropout is None:
@@ -57,7 +58,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: nn.D
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(future, -torch.inf)
     weights = scores.float().softmax(-1).to(v.dtype)
-    return (weights if dropout is None else dropout(weights)) @ v
+    return weights @ v if dropout is None else dropout.product(weights, v)
 
 
 def plain_is_faster(q: Tensor, length: int, dropout: float) -> bool:
@@ -69,29 +70,6 @@ def plain_is_faster(q: Tensor, length: int, dropout: float) -> bool:
     if length <= SHORT:
         return training or (on_cpu and n > MANY)
     return on_cpu and not training and tokens > 1 and length >= LONG and q.dtype == torch.bfloat16
-
-
-class _Dropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, p: float) -> Tensor:
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
-        keep = bits.view(torch.int16)[: x.numel()].view(x.shape) >= round(2**16 * p) - 2**15
-        ctx.save_for_backward(keep)
-        ctx.scale = 1 / (1 - p)
-        return (x * keep).mul_(ctx.scale)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (keep,) = ctx.saved_tensors
-        return (grad * keep).mul_(ctx.scale), None
-
-
-class Dropout(nn.Dropout):
-    """nn.Dropout; on a CPU from 16 random bits a number (p to 1/65536) and keeping a byte of mask: 3 times as fast there."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        plain = not (self.training and 0 < self.p < 1) or x.device.type != "cpu" or torch.compiler.is_compiling()
-        return super().forward(x) if plain else _Dropout.apply(x, self.p)
 
 
 class Attention(nn.Module):
@@ -155,7 +133,7 @@ class SwiGLU(nn.Module):
         self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+        return self.drop(self.w2(swiglu(self.w1(x), self.w3(x))))
 
 
 class RotaryBlock(nn.Module):
@@ -171,13 +149,6 @@ class RotaryBlock(nn.Module):
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotation)
         return x + self.feed_forward(self.ffn_norm(x))
-
-
-class RMSNorm(nn.RMSNorm):
-    """RMSNorm computed in float32, whatever the input (SPEC section 3)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.normalized_shape, eps=self.eps).type_as(x) * self.weight
 
 
 def run_blocks(blocks: nn.ModuleList, x: Tensor, *args, checkpointing: bool = False) -> Tensor:
