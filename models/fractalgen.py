@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from models import ar, mar  # noqa: F401  importing them registers their types
+from models import ar, mar  # noqa: F401  importing ar registers its type
 from models.generator import GENERATORS, Choices, Generator, LevelSpec, Mask, check_architecture
 from models.guidance import Guidance, inverse_cdf
 from models.layers import full_precision
@@ -181,6 +181,7 @@ class FractalGen(nn.Module):
         noise: Noise | None = None,
         chunk: int | None = None,
         compiled: bool = False,
+        refresh: int = 1,
         pick: Callable[[Tensor, Tensor], Tensor] = inverse_cdf,
         on_step: Callable[[int, int, Tensor], None] | None = None,
     ) -> Tensor:
@@ -194,6 +195,7 @@ class FractalGen(nn.Module):
         noise            the pictures' randomness; default: a seed from torch's global generator
         chunk            at most so many patches of each deeper level are drawn together: bounds memory, changes only rounding
         compiled         run torch.compile on what is called most
+        refresh          above 1, approximate: a MAR level 0 computes all features every `refresh` steps only (models/lazy.py)
         on_step          called with (step, number of steps, canvas (B, 3, H, H)) after each step of level 0
         """
         if fractal_level != self.fractal_level:
@@ -206,6 +208,8 @@ class FractalGen(nn.Module):
                 f"cond_list must hold {self.num_conds} conditions, with cfg != 1 of an even number of rows; "
                 f"got {len(cond_list)} of {rows} rows"
             )
+        if refresh < 1 or (refresh > 1 and not isinstance(self.generator, mar.MAR)):
+            raise ValueError(f"refresh {refresh} must be 1, or above 1 for a model whose level 0 is a mar")
         if noise is None:
             seed = int(torch.randint(2**63 - 1, ()))
             n = rows // 2 if guidance.doubled else rows
@@ -216,7 +220,7 @@ class FractalGen(nn.Module):
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         with eval_mode(self), full_precision(cond_list[0]), torch.inference_mode():
-            sampler = self.sampler(Setup(dtype, chunk, compiled))
+            sampler = self.sampler(Setup(dtype, chunk, compiled, refresh))
             pictures = sampler.draw(cond_list, guidance, noise, num_iter_list, on_step)
         return pictures.clone()  # an ordinary tensor
 

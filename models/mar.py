@@ -124,6 +124,10 @@ class MAR(Generator):
         return Handed(patches.unflatten(1, (3, spec.patch_size, spec.patch_size)), handed, nll)
 
     def sampler(self, child, setup: Setup) -> "MARSampler":
+        if setup.refresh > 1 and self.spec.index == 0:
+            from models.lazy import LazyMARSampler  # which builds on this file
+
+            return LazyMARSampler(self, child, setup)
         return MARSampler(self, child, setup)
 
     def plan(self, num_iter: int) -> Iterator[tuple[int, int, float]]:
@@ -181,26 +185,28 @@ class MARSampler(LevelSampler):
         both = guidance.double(order)
         return MARState(x, order, (first + both)[..., None] + self.offsets[both], self.inside[both], n // len(order))
 
-    def reveal(self, state: MARState, known: Tensor, begin: int, end: int) -> None:
-        """Embeds the patches `known` (N, k, C), decided at places [begin, end)."""
+    def reveal(self, state: MARState, known: Tensor, begin: int, end: int) -> Tensor:
+        """Embeds the patches `known` (N, k, C), decided at places [begin, end) -> their rows (h * N, k)."""
         x = self.patch_emb(known.flatten(0, 1).to(self.setup.dtype)).to(self.stream)
         x = self.embedding_norm(x + self.pos[state.order[:, begin:end].flatten()])
-        state.x.flatten(0, 1).index_copy_(0, state.rows[:, begin:end, 0].flatten(), x.repeat(state.halves, 1))
+        rows = state.rows[:, begin:end, 0]
+        state.x.flatten(0, 1).index_copy_(0, rows.flatten(), x.repeat(state.halves, 1))
+        return rows
 
     def predict(self, state: MARState, known: Tensor | None, begin: int, end: int) -> list[Tensor]:
-        if known is not None:
-            self.reveal(state, known, begin - known.shape[1], begin)
+        new = state.rows[:, :0, 0] if known is None else self.reveal(state, known, begin - known.shape[1], begin)
         rows = state.rows[:, begin:end]  # (h * N, k, r)
-        out = self.outputs(state.x, rows.flatten(1))
+        out = self.outputs(state, new, rows.flatten(1))
         if rows.shape[-1] == 1:
             return [out]
         return list((out.unflatten(0, (-1, rows.shape[-1])) * state.inside[:, begin:end].flatten(0, 1)).unbind(1))
 
-    def outputs(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Tokens x (n, T, D) and numbers `rows` (n, R) in x.flatten(0, 1) -> the trunk's outputs there (n * R, D).
+    def outputs(self, state: MARState, new: Tensor, rows: Tensor) -> Tensor:
+        """Numbers `rows` (n, R) in x.flatten(0, 1) -> the trunk's outputs there (n * R, D); those in `new` (n, k) have changed.
 
         On a CPU, as many sequences at a time as keep their activations in its cache.
         """
+        x = state.x
         n, length, _ = x.shape
         size = max(1, CACHED_TOKENS // length) if x.device.type == "cpu" else n
         if n <= size:

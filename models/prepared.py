@@ -26,11 +26,13 @@ class Setup:
     dtype     of the levels' matrix products and caches: autocast's, else the weights'. Norms and sums keep the weights'
     chunk     at most so many patches of a level below the top are drawn together; None: all of a step
     compiled  torch.compile what is called most, on CUDA as graphs
+    refresh   steps of a top MAR level between two full computations of its features; 1 is exact (see models/lazy.py)
     """
 
     dtype: torch.dtype
     chunk: int | None = None
     compiled: bool = False
+    refresh: int = 1
 
     def compile(self, function: Callable, device: torch.device) -> Callable:
         """`function`, of tensors of few distinct shapes, compiled if that is wanted."""

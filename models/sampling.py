@@ -70,6 +70,7 @@ def generate(
     indices: Sequence[int] | None = None,
     chunk: int | None = None,
     compiled: bool = False,
+    refresh: int = 1,
     output_type: str = "pil",
     callback_on_step_end: Callable[[int, int, Tensor], None] | None = None,
     progress_bar: bool = True,
@@ -81,7 +82,7 @@ def generate(
     num_inference_steps   one number of steps for each level above the pixel
     seed / generator      picture i of a seed is the same whatever else is drawn with it; a generator gives a seed
     indices               the pictures' numbers i within the seed; default 0, 1, …
-    chunk, compiled       see `FractalGen.sample`
+    chunk, compiled, refresh  see `FractalGen.sample`
     output_type           "pil": list of RGB pictures; "np": uint8 (B, H, H, 3); "pt": normalised float (B, 3, H, H)
     callback_on_step_end  called with (step, number of steps, canvas (B, 3, H, H)) after each step of level 0
 
@@ -132,6 +133,7 @@ def generate(
             defaults.filter_threshold if filter_threshold is None else filter_threshold,
             chunk=chunk,
             compiled=compiled,
+            refresh=refresh,
             noise=Noise.of_pictures(seed, indices, model.noise_sizes, device),
             on_step=on_step,
         )
