@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,7 @@ class SamplerSettings:
     filter_threshold: float
     chunk: int | None = None
     compiled: bool = False
+    refresh: int = 1
 
 
 def add_weight_decay(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -79,49 +80,60 @@ def train_one_epoch(
     world: World,
     log: RunLog,
     ema: nn.Module | None = None,
-    last_checkpoint: str = "none yet",
+    max_bad_steps: int = 20,
+    after_step: Callable[[int], None] = lambda pictures: None,
 ) -> dict[str, float]:
     """Trains on the rest of epoch number `epoch` (from 0), beginning at the loader's BatchOrder.start.
 
-    model: a FractalGen, bare or in DDP. Returns the mean loss and images a second.
-    Raises UserError where the loss is not finite, before anything could be saved.
+    model: a FractalGen, bare or in DDP; optimizer: a fused one. Returns the mean loss and images a second.
+    A step whose loss or gradient is not finite changes nothing and is counted. Raises UserError after more than
+    `max_bad_steps` of them in a row. `after_step` is told how many pictures of the epoch are done, by all processes.
     """
     model.train()
     order = loader.batch_sampler
     order.epoch = epoch
-    steps, first_step = len(order) // recipe.accum_iter, order.start // recipe.accum_iter
-    batches = iter(loader)
+    pictures = order.together * recipe.accum_iter  # a step
+    steps, done = len(order) // recipe.accum_iter, order.start
+    first_step = -(-done // pictures)
+    batches = iter(loader) if first_step < steps else None
     order.start = 0
     log.start_epoch(epoch, recipe.epochs, steps, first_step)
-    window, windows, began = Window(device), [], time.perf_counter()
+    window, windows, bad, began = Window(device), [], BadSteps(device), time.perf_counter()
     for step in range(first_step, steps):
         lr = recipe.learning_rate(epoch + step / steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        grad_norm = train_step(model, batches, optimizer, scaler, recipe, step, window, device, autocast)
+        grad_norm = train_step(model, batches, optimizer, scaler, recipe, window, device, autocast)
+        bad.note(grad_norm, step)
         if ema is not None:
             ema.update(bare(model))
         log.step()
         if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
-            means = window.read()  # sync
-            if means is None:
-                bad = window.first_bad_step()
+            means, now = window.read(), time.perf_counter()  # sync
+            if (row := bad.most_in_a_row()) > max_bad_steps:
+                first = bad.first()
                 raise UserError(
-                    f"the loss or its gradient is not finite at epoch {epoch}, step {bad} of {steps}, learning rate "
-                    f"{recipe.learning_rate(epoch + bad / steps):.3g}; last good checkpoint: {last_checkpoint}; "
-                    "resume from it with a lower --blr, or with --amp off"
+                    f"the loss or its gradient was not finite in {row} steps in a row (--max_bad_steps {max_bad_steps}), from "
+                    f"epoch {epoch}, step {first} of {steps}, learning rate {recipe.learning_rate(epoch + first / steps):.3g}, "
+                    "on; they changed nothing; resume from the last checkpoint with a lower --blr, or with --amp off"
                 )
-            pictures, now = window.pictures * world.size, time.perf_counter()
-            windows.append((means["loss"] * pictures, pictures, now - began))
-            means |= {"lr": lr, "grad_norm": grad_norm.item(), "images_per_s": pictures / (now - began)}
+            seen = window.pictures * world.size
+            windows.append((means["loss"] * seen, seen, now - began))
+            means |= {"lr": lr, "grad_norm": grad_norm.item(), "images_per_s": seen / (now - began)}
+            means["skipped_steps"] = bad.skipped()
             log.record(epoch * steps + step + 1, {f"train/{name}": value for name, value in means.items()})
             window, began = Window(device), now
-    loss, pictures, secs = (sum(column) for column in zip(*windows, strict=True)) if windows else (math.nan, 1, math.nan)
-    return {"loss": loss / pictures, "images_per_s": pictures / secs}
+        done += pictures
+        after_step(done)
+    loss, seen, secs = (sum(column) for column in zip(*windows, strict=True)) if windows else (math.nan, 1, math.nan)
+    return {"loss": loss / seen, "images_per_s": seen / secs}
 
 
-def train_step(model, batches, optimizer, scaler, recipe, step: int, window: "Window", device, autocast) -> Tensor:
-    """One optimiser step over `accum_iter` batches, noted in `window`. Returns the gradient's norm before clipping."""
+def train_step(model, batches, optimizer, scaler, recipe, window: "Window", device, autocast) -> Tensor:
+    """One optimiser step over `accum_iter` batches, noted in `window`. Returns the gradient's norm before clipping.
+
+    Where that is not finite, on whichever process, nothing is changed: decided on the device.
+    """
     for micro in range(recipe.accum_iter):
         levels, labels, _ = next(batches)
         pictures = normalize(levels.to(device, non_blocking=True))
@@ -130,43 +142,63 @@ def train_step(model, batches, optimizer, scaler, recipe, step: int, window: "Wi
         with model.no_sync() if accumulate else nullcontext():
             with autocast:
                 loss, terms = model(pictures, labels, return_terms=True)
-            scaler.scale(loss / recipe.accum_iter).backward()
-        window.add(loss, terms, len(pictures), step)
+            finite = torch.where(loss.detach().isfinite(), 1.0, math.nan)  # else every process's gradient shall be nan
+            scaler.scale(loss * finite / recipe.accum_iter).backward()
+        window.add(loss, terms, len(pictures))
     scaler.unscale_(optimizer)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
-    if not scaler.is_enabled():  # the scaler skips such a step by itself
-        window.check(grad_norm, step)
-    scaler.step(optimizer)
-    scaler.update()
+    if scaler.is_enabled():  # it skips such a step by itself
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        optimizer.found_inf = (~grad_norm.isfinite()).float()  # as the scaler tells a fused optimiser
+        optimizer.step()
+        del optimizer.found_inf
     optimizer.zero_grad()
     return grad_norm
 
 
 class Window:
-    """Means of the loss and its terms since the last record, and the first step that was not finite, on the device."""
+    """Means of the loss and its terms since the last record, over the batches where the loss was finite, on the device."""
 
     def __init__(self, device: torch.device):
-        self.bad = torch.full((), math.inf, device=device)
-        self.names, self.sum, self.count, self.pictures = (), 0, 0, 0
+        self.names, self.sum, self.pictures = (), torch.zeros((), device=device), 0
 
-    def add(self, loss: Tensor, terms: Sequence[Term], pictures: int, step: int) -> None:
+    def add(self, loss: Tensor, terms: Sequence[Term], pictures: int) -> None:
         self.names = ("loss", *(f"loss_{term.name}" for term in terms))
-        self.sum = self.sum + torch.stack([loss.detach(), *(term.loss.detach() for term in terms)]).float()
-        self.count += 1
+        values = torch.stack([torch.ones_like(loss), loss, *(term.loss for term in terms)]).detach().float()
+        self.sum = self.sum + torch.where(loss.isfinite(), values, 0.0)
         self.pictures += pictures
-        self.check(loss.detach(), step)
 
-    def check(self, value: Tensor, step: int) -> None:
-        self.bad = torch.where(value.isfinite(), self.bad, self.bad.clamp(max=step))
+    def read(self) -> dict[str, float]:
+        """Means over the window and over all processes; nan where there was nothing finite."""
+        count, *sums = dist.mean(self.sum).tolist()
+        return {name: total / count if count else math.nan for name, total in zip(self.names, sums, strict=True)}
 
-    def read(self) -> dict[str, float] | None:
-        """Means over the window and over all processes; None where any value on any process was not finite."""
-        finite = torch.where(self.bad.isinf(), 0.0, math.nan)
-        *means, finite = dist.mean(torch.cat([self.sum / self.count, finite[None]])).tolist()
-        return dict(zip(self.names, means, strict=True)) if math.isfinite(finite + sum(means)) else None
 
-    def first_bad_step(self) -> int:
-        return int(min(dist.gather(self.bad.item())))
+class BadSteps:
+    """Steps whose gradient was not finite, which are skipped, counted on the device."""
+
+    def __init__(self, device: torch.device):
+        # in all, in a row up to now, most in a row, first of those
+        self.total, self.row, self.most, self.where = torch.zeros(4, dtype=torch.int64, device=device).unbind()
+
+    def note(self, grad_norm: Tensor, step: int) -> None:
+        bad = ~grad_norm.isfinite()
+        self.total = self.total + bad
+        self.row = (self.row + 1) * bad
+        self.where = torch.where(self.row > self.most, step + 1 - self.row, self.where)
+        self.most = torch.maximum(self.most, self.row)
+
+    def skipped(self) -> int:
+        return int(self.total)
+
+    def most_in_a_row(self) -> int:
+        return int(self.most)
+
+    def first(self) -> int:
+        """The step with which the longest row began."""
+        return int(self.where)
 
 
 def bare(model: nn.Module) -> FractalGen:
@@ -284,6 +316,7 @@ def draw(
             filter_threshold=settings.filter_threshold,
             chunk=settings.chunk,
             compiled=settings.compiled,
+            refresh=settings.refresh,
             seed=seed,
             indices=indices,
             output_type="pt",

@@ -14,22 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import engine_fractalgen as engine
 from models import fractalgen
 from models.flops import cost_report
 from models.guidance import SCHEDULES, Guidance
-from models.layers import Block, RotaryBlock
 from models.sampling import validate_num_iters
+from trainer_fractalgen import Training
 from util import checkpoint, dist
 from util.data import PictureFolder, make_loader
 from util.errors import UserError
 from util.flags import get_args_parser, has_bf16, make_writable, provenance
-from util.meters import RunLog
-from util.visualize import make_sheet
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,6 +36,8 @@ def main(argv: list[str] | None = None) -> None:
         run(args)
     except UserError as error:  # from a data worker it arrives wrapped in that process's traceback
         parser.error(str(error).strip().splitlines()[-1].removeprefix("util.errors.UserError: "))
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted\n")
     dist.disconnect()  # not after an error: the other processes may be waiting for us, and leaving frees them
 
 
@@ -74,8 +72,8 @@ def run(args: argparse.Namespace) -> None:
 
 RANGES = {
     "batch_size accum_iter epochs save_last_freq eval_freq nll_bsz nll_forward_number": (1, math.inf),
-    "num_images gen_bsz class_num chunk": (1, math.inf),
-    "start_epoch num_workers warmup_epochs lr blr min_lr weight_decay r_weight": (0, math.inf),
+    "num_images gen_bsz class_num chunk refresh save_every_steps keep_last": (1, math.inf),
+    "max_bad_steps start_epoch num_workers warmup_epochs lr blr min_lr weight_decay r_weight": (0, math.inf),
     "grad_clip": (1e-6, math.inf),
     "attn_dropout proj_dropout label_drop_prob ema_decay": (0, 1),
     "seed": (0, 2**31),  # NumPy's and torch's generators both take these, and a few more for the processes
@@ -154,7 +152,14 @@ class Job:
         self.args, self.model, self.device, self.autocast = args, model, device, autocast
         self.world, self.output_dir = world, output_dir
         self.settings = engine.SamplerSettings(
-            args.num_iter_list, args.cfg, args.cfg_schedule, args.temperature, args.filter_threshold, args.chunk, args.compile
+            args.num_iter_list,
+            args.cfg,
+            args.cfg_schedule,
+            args.temperature,
+            args.filter_threshold,
+            args.chunk,
+            args.compile,
+            args.refresh,
         )
 
     def data(self, split: str) -> PictureFolder:
@@ -204,132 +209,6 @@ class Job:
             scores = self.generate(self.model, folder)
             if self.world.is_main:
                 print(json.dumps({**scores, "folder": str(folder)}))
-
-
-class Training:
-    """A job's training: optimiser, scaler and average, the loop over epochs, saving and resuming."""
-
-    def __init__(self, job: Job):
-        args, model = job.args, job.model
-        self.job, self.last_checkpoint = job, "none yet"
-        train_set, val_set = job.data("train"), job.data("val")
-        if train_set.classes != val_set.classes:
-            raise UserError(f"{args.data_path}: train/ and val/ have different class folders")
-        self.train_loader = job.loader(train_set, args.batch_size, shuffled=True)
-        self.val_loader = job.loader(val_set, args.nll_bsz, shuffled=False)
-        batches = len(self.train_loader.batch_sampler)
-        if batches < args.accum_iter:
-            raise UserError(f"--accum_iter {args.accum_iter} is more than the {batches} batches of an epoch")
-        self.steps = batches // args.accum_iter  # an epoch
-        if args.compile:
-            for module in model.modules():
-                if isinstance(module, (Block, RotaryBlock)):
-                    module.compile(dynamic=True)  # the number of masked patches differs from step to step
-        self.optimizer = torch.optim.AdamW(
-            engine.add_weight_decay(model, args.weight_decay), lr=args.lr, betas=(0.9, 0.95), fused=True
-        )
-        self.scaler = torch.amp.GradScaler(job.device.type, enabled=args.amp == "fp16")
-        self.ema = None
-        if args.ema:
-            from timm.utils import ModelEmaV3
-
-            self.ema = ModelEmaV3(model, decay=args.ema_decay)
-
-    def run(self) -> None:
-        args, job = self.job.args, self.job
-        with RunLog(job.output_dir, enabled=job.world.is_main) as log:
-            first_epoch = self.resume(log)
-            train, val = (len(loader.dataset) for loader in (self.train_loader, self.val_loader))
-            log.say(f"{train} training and {val} validation pictures, {self.steps} steps an epoch, log: {job.output_dir}")
-            model: nn.Module = job.model
-            if job.world.size > 1:
-                model = DistributedDataParallel(model, device_ids=None if job.device.index is None else [job.device.index])
-            recipe = engine.Recipe(
-                args.lr, args.min_lr, args.lr_schedule, args.warmup_epochs, args.epochs, args.grad_clip, args.accum_iter
-            )
-            for epoch in range(first_epoch, args.epochs):
-                engine.train_one_epoch(
-                    model, self.train_loader, self.optimizer, self.scaler, recipe,
-                    epoch=epoch, device=job.device, autocast=job.autocast, world=job.world, log=log, ema=self.ema,
-                    last_checkpoint=self.last_checkpoint,
-                )  # fmt: skip
-                final = epoch + 1 == args.epochs
-                if (epoch + 1) % args.save_last_freq == 0 or final:
-                    self.save(epoch)
-                if (epoch + 1) % args.eval_freq == 0 or final:
-                    with torch.compiler.set_stance("force_eager"):  # sampling has too many shapes to compile
-                        self.evaluate((epoch + 1) * self.steps, log)
-
-    def evaluate(self, step: int, log: RunLog) -> None:
-        """Bits/dim of the validation pictures and a grid of samples; with --online_eval also the numbered PNGs.
-
-        Draws from no global generator, so that a run does not depend on how often it is evaluated.
-        """
-        job, args = self.job, self.job.args
-        model = self.ema.module if self.ema else job.model
-        log.record(step, {f"val/{name}": value for name, value in job.nll(model, self.val_loader).items()})
-        if job.world.is_main:
-            classes = np.linspace(0, args.class_num - 1, num=16).astype(int).tolist()
-            pictures = engine.draw(model, classes, range(16), job.settings, args.seed, job.autocast)
-            sheet = make_sheet(pictures, columns=8)
-            log.picture(step, "samples", sheet)
-            sheet.save(job.output_dir / f"samples-{step:07d}.png")
-        dist.barrier()
-        if args.online_eval:
-            log.say(f"pictures: {job.generate(model, job.output_dir / f'generated-{step:07d}')}")
-
-    def save(self, epoch: int) -> None:
-        """Epoch `epoch` is finished; `batch` is the number of batches done of the one after it."""
-        job = self.job
-        states = dist.gather(checkpoint.random_state(job.device))
-        path = job.output_dir / checkpoint.NAME
-        if job.world.is_main:
-            content = {
-                "model": job.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "epoch": epoch,
-                "scaler": self.scaler.state_dict(),
-                "args": job.args,
-                "step": (epoch + 1) * self.steps,
-                "batch": 0,
-                "random": states,
-            }
-            if self.ema:
-                content["model_ema"] = self.ema.module.state_dict()
-            checkpoint.save(path, content)
-        self.last_checkpoint = f"{path} (epoch {epoch})"
-        dist.barrier()
-
-    def resume(self, log: RunLog) -> int:
-        """Takes up --resume, if there is something, and returns the epoch to begin with."""
-        job, args = self.job, self.job.args
-        if not args.resume:
-            return args.start_epoch
-        path = checkpoint.locate(args.resume)
-        if not path.exists() and path.parent.resolve() == job.output_dir.resolve():
-            log.say(f"{path} does not exist yet: starting afresh")
-            return args.start_epoch
-        content = checkpoint.load(path)
-        checkpoint.load_weights(job.model, content["model"], path)
-        if self.ema:
-            self.ema.module.load_state_dict(content.get("model_ema") or content["model"])
-        if not {"optimizer", "epoch"} <= content.keys():
-            log.say(f"{path} holds weights only: starting from them at epoch {args.start_epoch}")
-            return args.start_epoch
-        for group in content["optimizer"]["param_groups"]:  # a published file knows nothing of the fused kernel
-            group.update(fused=True, foreach=None)
-        self.optimizer.load_state_dict(content["optimizer"])
-        if content.get("scaler"):
-            self.scaler.load_state_dict(content["scaler"])
-        self.train_loader.batch_sampler.start = content.get("batch", 0)
-        states = content.get("random", [])
-        if len(states) == job.world.size:
-            checkpoint.set_random_state(states[job.world.rank], job.device)
-        else:
-            log.say(f"{path} has the random state of {len(states)} processes, not {job.world.size}: masks will differ")
-        self.last_checkpoint = f"{path} (epoch {content['epoch']})"
-        log.say(f"resumed {path} after epoch {content['epoch']}")
-        return content["epoch"] + 1
 
 
 if __name__ == "__main__":

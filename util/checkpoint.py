@@ -1,12 +1,19 @@
 """Checkpoints in the published format: a dict `model, optimizer, epoch, scaler, args`, and what resuming needs besides.
 
+A folder holds the last few as checkpoint-<step>.pth, each with its SHA-256 beside it, and checkpoint-last.pth, a hard link
+to the newest. At any moment, also in the middle of a write, it holds a whole one.
+
 Loading cannot run code: `weights_only=True` with `argparse.Namespace` as the one class allowed (util/__init__.py) besides
 tensors and plain values. (torch before 2.10 has holes there: CVE-2025-32434, CVE-2026-24747.)
 """
 
+import hashlib
 import os
 import pickle
 import random
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +23,63 @@ from torch import nn
 from util.errors import UserError
 
 NAME = "checkpoint-last.pth"
+NUMBERED = "checkpoint-[0-9]*.pth"
 
 
-def save(path: Path, content: dict) -> None:
-    """Writes to a temporary file beside `path` and renames: `path` is the old file or the new one, never a part."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+class _Hashing:
+    """A file that is written to, with the SHA-256 of what it should hold."""
+
+    def __init__(self, file):
+        self.file, self.sha256, self.error = file, hashlib.sha256(), None
+
+    def write(self, data) -> int:
+        self.sha256.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error  # torch hides it behind one of its own
+            raise
+
+
+def save(folder: Path, content: dict, keep_last: int = 2) -> Path:
+    """Writes checkpoint-<content["step"]>.pth, points checkpoint-last.pth at it, and keeps the `keep_last` newest.
+
+    Raises OSError where the disk does not take it; what was there is then as it was.
+    """
+    path = folder / f"checkpoint-{content['step']:08d}.pth"
+    temporary = folder / f"{path.name}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
-            torch.save(content, file)
+            hashing = _Hashing(file)
+            try:
+                torch.save(content, hashing)
+            except RuntimeError as error:
+                raise hashing.error or error from None
             file.flush()
             os.fsync(file.fileno())
+        _write(_sidecar(path), f"{hashing.sha256.hexdigest()}  {path.name}\n{_text(_sidecar(path)) if path.exists() else ''}")
         os.replace(temporary, path)
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, folder / NAME)
+        _sync(folder)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    for old in _numbered(folder)[max(1, keep_last) :]:
+        with suppress(OSError):
+            old.unlink()
+            _sidecar(old).unlink(missing_ok=True)
+    return path
+
+
+def clean(folder: Path) -> None:
+    """Removes what a killed run left half-written."""
+    orphans = [path for path in folder.glob(f"{NUMBERED}.sha256") if not path.with_suffix("").exists()]
+    for path in [*folder.glob("checkpoint-*.tmp"), *orphans]:
+        path.unlink(missing_ok=True)
 
 
 def locate(resume: str | Path) -> Path:
@@ -37,10 +88,71 @@ def locate(resume: str | Path) -> Path:
     return path / NAME if path.is_dir() or not path.suffix else path
 
 
+def load_newest(path: Path, say: Callable[[str], None]) -> tuple[Path, dict]:
+    """The checkpoint and its file. Where `path` is a folder's checkpoint-last.pth and damaged, it is named by `say`, and the
+    newest whole one beside it is taken."""
+    first = None
+    linked = (lambda other: path.exists() and other.samefile(path)) if path.name == NAME else (lambda other: True)
+    for candidate in [path, *(other for other in _numbered(path.parent) if not linked(other))]:
+        try:
+            return candidate, load(candidate)
+        except UserError as error:
+            first = first or error
+            say(f"{error}; trying the one before")
+    raise first
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted(folder.glob(NUMBERED), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    with suppress(OSError):  # not every system can
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def verify(path: Path) -> None:
+    """Raises UserError where a SHA-256 is kept beside the file and is not the file's. A flipped bit loads without a word."""
+    sidecars = [_sidecar(path)]
+    if path.name == NAME:
+        sidecars += path.parent.glob(f"{NUMBERED}.sha256")
+    if any(sidecar.exists() for sidecar in sidecars):
+        found = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                found.update(block)
+        if found.hexdigest() not in " ".join(_text(sidecar) for sidecar in sidecars).split():
+            raise UserError(f"{path}: damaged, its SHA-256 is not what {path.name}.sha256 or its like says")
+
+
 def load(path: Path) -> dict:
     """The checkpoint's dict, on the host. Raises UserError for a file that is missing, damaged, hostile or another."""
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the file or the folder that holds {NAME}")
+    verify(path)
     try:
         content = torch.load(path, map_location=lambda storage, _: storage, weights_only=True)
     except pickle.UnpicklingError as error:

@@ -16,6 +16,7 @@ from torchvision.datasets import ImageFolder
 from util.crop import center_crop_arr, fast_center_crop
 from util.dist import World
 from util.errors import UserError
+from util.signals import ignore_in_worker
 
 
 def open_rgb(path: str | Path, at_least: int | None = None) -> Image.Image:
@@ -89,23 +90,26 @@ class BatchOrder:
     """Batches of (epoch, index) for one process: batch b of all processes together is the same for any number of them.
 
     shuffled   a new permutation each epoch, incomplete batches dropped; else in order, each picture once
-    start      the first batch of the epoch to give, where a run goes on
+    start      how many pictures of the epoch all processes together have had, where a run goes on
+    together   pictures in a batch of all processes
     """
 
     def __init__(self, length: int, batch_size: int, world: World, seed: int, shuffled: bool):
         self.length, self.batch_size, self.world, self.seed, self.shuffled = length, batch_size, world, seed, shuffled
         self.epoch = self.start = 0
+        self.together = batch_size * world.size
 
     def __len__(self) -> int:
-        together = self.batch_size * self.world.size
-        return self.length // together if self.shuffled else -(-self.length // together)
+        """Batches of a whole epoch."""
+        return self.length // self.together if self.shuffled else -(-self.length // self.together)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.arange(self.length)
         if self.shuffled:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        for batch in range(self.start, len(self)):
-            first = (batch * self.world.size + self.world.rank) * self.batch_size
+        end = self.length - (self.together - 1 if self.shuffled else 0)
+        for begin in range(self.start, end, self.together):
+            first = begin + self.world.rank * self.batch_size
             if mine := [(self.epoch, int(index)) for index in order[first : first + self.batch_size]]:
                 yield mine
 
@@ -125,5 +129,6 @@ def make_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        worker_init_fn=ignore_in_worker,
         generator=torch.Generator(),  # else each pass would draw from the generator that training uses
     )

@@ -40,9 +40,45 @@ def connect(world: World, device: torch.device, init_method: str = "env://") -> 
     if world.size > 1:
         backend = dist.get_default_backend_for_device(device)
         try:
-            dist.init_process_group(backend, init_method=init_method, rank=world.rank, world_size=world.size)
+            store, _, _ = next(dist.rendezvous(init_method, rank=world.rank, world_size=world.size))
+            # torchrun's restarted workers meet the store of those that died, and what they wrote (pytorch issue 135712).
+            store = dist.PrefixStore(f"restart {restarts()}", store)
+            dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
         except (ValueError, RuntimeError) as error:
             raise UserError(f"--dist_url {init_method}: {str(error).splitlines()[0]}") from error
+
+
+def restarts() -> int:
+    """How often torchrun has started this job's processes anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+class Agreement:
+    """The largest of the processes' numbers, call by call, without waiting for a device or for what is still on its way."""
+
+    def __init__(self):
+        self.group, self.last = None, None
+        if dist.is_initialized():
+            self.group = dist.new_group(backend="gloo")  # on the host, and not in the way of the gradients
+
+    def most(self, number: int) -> int:
+        """The largest that was given in the call before; alone, `number`."""
+        if self.group is None:
+            return number
+        given = torch.tensor([number])
+        work = dist.all_reduce(given, dist.ReduceOp.MAX, group=self.group, async_op=True)
+        found, self.last = self._finish(), (work, given)
+        return found
+
+    def close(self) -> None:
+        self._finish()
+
+    def _finish(self) -> int:
+        if self.last is None:
+            return 0
+        work, given = self.last
+        work.wait()
+        return int(given)
 
 
 def disconnect() -> None:

@@ -67,6 +67,17 @@ def get_args_parser(description: str, models: Sequence[str], guidance_schedules:
     train.add_argument("--ema", action="store_true", help="keep an exponential moving average and evaluate with it")
     train.add_argument("--ema_decay", type=float, default=0.9999)
     train.add_argument("--save_last_freq", type=int, default=5, help="epochs between checkpoints")
+    train.add_argument("--save_every_steps", type=int, help="steps between checkpoints, besides")
+    train.add_argument("--keep_last", type=int, default=2, help="checkpoints kept")
+    train.add_argument(
+        "--on_save_error", choices=("continue", "stop"), default="continue", help="where a checkpoint cannot be written"
+    )
+    train.add_argument(
+        "--max_bad_steps",
+        type=int,
+        default=20,
+        help="steps in a row that may be skipped because loss or gradient is not finite",
+    )
     train.add_argument("--eval_freq", type=int, default=40, help="epochs between bits/dim and sample grids")
 
     data = parser.add_argument_group("data")
@@ -89,6 +100,9 @@ def get_args_parser(description: str, models: Sequence[str], guidance_schedules:
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--num_iter_list", type=number_list, help="steps of each level; default: the model's best")
     sampling.add_argument("--chunk", type=int, help="patches of each deeper level drawn together: bounds memory; default all")
+    sampling.add_argument(
+        "--refresh", type=int, default=1, help="above 1, approximate: a MAR level 0 computes all features every N steps only"
+    )
     sampling.add_argument("--cfg", type=float, default=1.0, help="guidance scale, 1 = off")
     sampling.add_argument("--cfg_schedule", default="linear", choices=guidance_schedules)
     sampling.add_argument("--temperature", type=float, default=1.0, help="multiplies logits: above 1 is sharper")

@@ -18,7 +18,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, enabled: bool):
-        self.enabled, self.writer, self.bar = enabled, None, None
+        self.folder, self.enabled, self.writer, self.bar = folder, enabled, None, None
         if enabled:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -49,6 +49,13 @@ class RunLog:
             self.bar.set_postfix(shown)
         else:
             self.say(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether the JSON lines hold a record of that step with that name."""
+        if not self.enabled:
+            return False
+        lines = (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+        return any(line.startswith(f'{{"step": {step}, ') and f'"{name}"' in line for line in lines)
 
     def picture(self, step: int, name: str, picture) -> None:
         """An RGB Pillow picture."""

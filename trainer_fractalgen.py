@@ -1,0 +1,220 @@
+"""A run of training: optimiser, scaler and average, the loop over epochs, saving, stopping and going on."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import engine_fractalgen as engine
+from models.layers import Block, RotaryBlock
+from util import checkpoint, dist
+from util.errors import UserError
+from util.meters import RunLog
+from util.signals import Interrupt, Interrupted
+from util.visualize import make_sheet
+
+
+class Training:
+    """What a job (main_fractalgen.Job) does without --evaluate_…; `run` does it.
+
+    Where the run is: `step` optimiser steps are done, and `place`, the number of an epoch and of its pictures that are done.
+    """
+
+    def __init__(self, job):
+        args, model = job.args, job.model
+        self.job, self.step, self.place, self.saved_step = job, 0, (args.start_epoch, 0), None
+        train_set, val_set = job.data("train"), job.data("val")
+        if train_set.classes != val_set.classes:
+            raise UserError(f"{args.data_path}: train/ and val/ have different class folders")
+        self.train_loader = job.loader(train_set, args.batch_size, shuffled=True)
+        self.val_loader = job.loader(val_set, args.nll_bsz, shuffled=False)
+        batches = len(self.train_loader.batch_sampler)
+        if batches < args.accum_iter:
+            raise UserError(f"--accum_iter {args.accum_iter} is more than the {batches} batches of an epoch")
+        self.steps = batches // args.accum_iter  # an epoch
+        if args.compile:
+            for module in model.modules():
+                if isinstance(module, (Block, RotaryBlock)):
+                    module.compile(dynamic=True)  # the number of masked patches differs from step to step
+        self.optimizer = torch.optim.AdamW(
+            engine.add_weight_decay(model, args.weight_decay), lr=args.lr, betas=(0.9, 0.95), fused=True
+        )
+        self.scaler = torch.amp.GradScaler(job.device.type, enabled=args.amp == "fp16")
+        self.ema = None
+        if args.ema:
+            from timm.utils import ModelEmaV3
+
+            self.ema = ModelEmaV3(model, decay=args.ema_decay)
+
+    def run(self) -> None:
+        job = self.job
+        with RunLog(job.output_dir, enabled=job.world.is_main) as self.log, Interrupt() as self.interrupt:
+            self.resume()
+            dist.barrier()  # all have read what the first is about to tidy up and to write
+            if job.world.is_main:
+                checkpoint.clean(job.output_dir)
+            train, val = (len(loader.dataset) for loader in (self.train_loader, self.val_loader))
+            self.log.say(f"{train} training and {val} validation pictures, {self.steps} steps an epoch, log: {job.output_dir}")
+            try:
+                self.epochs()
+            except Interrupted as interrupted:
+                self.log.say(f"{interrupted} at step {self.step}: stopped; --resume {job.output_dir} goes on")
+
+    def epochs(self) -> None:
+        args, job = self.job.args, self.job
+        model: nn.Module = job.model
+        if job.world.size > 1:
+            model = DistributedDataParallel(model, device_ids=None if job.device.index is None else [job.device.index])
+        recipe = engine.Recipe(
+            args.lr, args.min_lr, args.lr_schedule, args.warmup_epochs, args.epochs, args.grad_clip, args.accum_iter
+        )
+        first_epoch, self.train_loader.batch_sampler.start = self.place
+        for epoch in range(first_epoch, args.epochs):
+            engine.train_one_epoch(
+                model, self.train_loader, self.optimizer, self.scaler, recipe,
+                epoch=epoch, device=job.device, autocast=job.autocast, world=job.world, log=self.log, ema=self.ema,
+                max_bad_steps=args.max_bad_steps, after_step=partial(self.after_step, epoch),
+            )  # fmt: skip
+            final, end = epoch + 1 == args.epochs, (epoch + 1) * self.steps
+            evaluate = ((epoch + 1) % args.eval_freq == 0 or final) and not self.evaluated(end)
+            if (epoch + 1) % args.save_last_freq == 0 or evaluate or final:
+                self.save(final)
+            if evaluate:
+                self.evaluate(end)
+
+    def after_step(self, epoch: int, pictures: int) -> None:
+        """Saves where it is time to, and stops all processes after the same step where one was told to."""
+        self.step, self.place = self.step + 1, (epoch, pictures)
+        signum, every = self.interrupt.agreed(), self.job.args.save_every_steps
+        if signum or (every and self.step % every == 0):
+            self.save(final=bool(signum))
+        if signum:
+            raise Interrupted(self.interrupt.name(signum))
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the log has the evaluation after that step: else a run that was stopped before it still owes it."""
+        return dist.gather(self.log.has(step, "val/bits_per_dim"))[0]
+
+    def evaluate(self, step: int) -> None:
+        """Bits/dim of the validation pictures and a grid of samples; with --online_eval also the numbered PNGs.
+
+        Draws from no global generator, so that a run does not depend on how often it is evaluated. The checkpoint is
+        written before, so that a signal can end it at any moment.
+        """
+        job, args, log = self.job, self.job.args, self.log
+        model = self.ema.module if self.ema else job.model
+        with self.interrupt.immediately(), torch.compiler.set_stance("force_eager"):  # too many shapes to compile
+            scores = job.nll(model, self.val_loader)
+            if job.world.is_main:
+                classes = np.linspace(0, args.class_num - 1, num=16).astype(int).tolist()
+                pictures = engine.draw(model, classes, range(16), job.settings, args.seed, job.autocast)
+                sheet = make_sheet(pictures, columns=8)
+                log.picture(step, "samples", sheet)
+                sheet.save(job.output_dir / f"samples-{step:07d}.png")
+            dist.barrier()
+            if args.online_eval:
+                log.say(f"pictures: {job.generate(model, job.output_dir / f'generated-{step:07d}')}")
+            log.record(step, {f"val/{name}": value for name, value in scores.items()})
+
+    def save(self, final: bool) -> None:
+        """A checkpoint of now. Where it cannot be written, training goes on or ends, as --on_save_error says; a final
+        one that is not written is an error."""
+        if self.step == self.saved_step:
+            return
+        job, (epoch, pictures), error = self.job, self.place, None
+        states = dist.gather(checkpoint.random_state(job.device))
+        if job.world.is_main:
+            whole = pictures == self.steps * job.args.accum_iter * self.train_loader.batch_sampler.together
+            content = {
+                "model": job.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "epoch": epoch if whole else epoch - 1,
+                "scaler": self.scaler.state_dict(),
+                "args": job.args,
+                "step": self.step,
+                "place": self.place,
+                "random": states,
+                "threads": torch.get_num_threads(),
+            }
+            if self.ema:
+                content["model_ema"] = self.ema.module.state_dict()
+            try:
+                checkpoint.save(job.output_dir, content, job.args.keep_last)
+            except OSError as failed:
+                error = (
+                    f"{job.output_dir}: the checkpoint of step {self.step} could not be written ({failed.strerror or failed})"
+                )
+        error = dist.gather(error)[0]
+        if error is None:
+            self.saved_step = self.step
+        elif final or job.args.on_save_error == "stop":
+            raise UserError(f"{error}; what was there before is whole")
+        else:
+            self.log.say(f"{error}; what was there before is whole, training goes on (--on_save_error continue)")
+
+    def resume(self) -> None:
+        """Takes up --resume, if there is something; after torchrun's restart what this job has written itself."""
+        job, args, log = self.job, self.job.args, self.log
+        own = job.output_dir / checkpoint.NAME
+        path = checkpoint.locate(args.resume) if args.resume else None
+        if dist.restarts() and own.exists():
+            path = own
+        if own.exists() and (path is None or path.parent.resolve() != own.parent.resolve()):
+            raise UserError(
+                f"--output_dir {job.output_dir} holds the checkpoints of another run; give --resume {job.output_dir} to go on "
+                "with it, or another --output_dir"
+            )
+        if path is None or (not path.exists() and path == own):
+            if path is not None:
+                log.say(f"{path} does not exist yet: starting afresh")
+            self.step = args.start_epoch * self.steps
+            return
+        path, content = self.load(path)
+        checkpoint.load_weights(job.model, content["model"], path)
+        if self.ema:
+            self.ema.module.load_state_dict(content.get("model_ema") or content["model"])
+        if not {"optimizer", "epoch"} <= content.keys():
+            log.say(f"{path} holds weights only: starting from them at epoch {args.start_epoch}")
+            self.step = args.start_epoch * self.steps
+            return
+        for group in content["optimizer"]["param_groups"]:  # a published file knows nothing of the fused kernel
+            group.update(fused=True, foreach=None)
+        self.optimizer.load_state_dict(content["optimizer"])
+        if content.get("scaler"):
+            self.scaler.load_state_dict(content["scaler"])
+        self.place = content.get("place", (content["epoch"] + 1, 0))
+        self.step = content.get("step", self.place[0] * self.steps)
+        if path.parent.resolve() == job.output_dir.resolve():
+            self.saved_step = self.step
+        log.say(f"resumed {path} at step {self.step}: epoch {self.place[0]}, {self.place[1]} of its pictures done")
+        self.restore_random(content, path)
+
+    def load(self, path) -> tuple:
+        """The newest whole checkpoint, chosen by the first process for all."""
+        content = None
+        if self.job.world.is_main:
+            try:
+                path, content = checkpoint.load_newest(path, self.log.say)
+            except UserError as error:
+                path = error
+        path = dist.gather(path)[0]
+        if isinstance(path, UserError):
+            raise path
+        return path, content if content is not None else checkpoint.load(path)
+
+    def restore_random(self, content: dict, path) -> None:
+        """Every generator's state; says what makes the run another than the one that was not stopped."""
+        world, states, threads = self.job.world, content.get("random", []), content.get("threads")
+        differences = []
+        if len(states) == world.size:
+            checkpoint.set_random_state(states[world.rank], self.job.device)
+        else:
+            differences.append(
+                f"{len(states)} processes, now {world.size} (the order of the pictures stays; masks will differ)"
+            )
+        if threads not in (None, torch.get_num_threads()):
+            differences.append(f"{threads} threads, now {torch.get_num_threads()} (sums will round differently)")
+        if differences:
+            self.log.say(f"{path} was written by {', and by '.join(differences)}: not bit for bit the run that was not stopped")
