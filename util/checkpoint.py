@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from util.errors import UserError
+from util import weights
+from util.errors import UserError, one_line
 
 NAME = "checkpoint-last.pth"
 
@@ -37,21 +38,28 @@ def locate(resume: str | Path) -> Path:
     return path / NAME if path.is_dir() or not path.suffix else path
 
 
-def load(path: Path) -> dict:
-    """The checkpoint's dict, on the host. Raises UserError for a file that is missing, damaged, hostile or another."""
+def load(path: Path, *, mmap: bool = False) -> dict:
+    """The checkpoint's dict, on the host. Raises UserError for a file that is missing, damaged, hostile or another.
+
+    A safetensors file gives {"model": weights}. `mmap` leaves the tensors on disk until they are read.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the file or the folder that holds {NAME}")
+    if path.suffix == weights.SUFFIX:
+        return {"model": weights.load(path)}
     try:
-        content = torch.load(path, map_location=lambda storage, _: storage, weights_only=True)
+        content = torch.load(path, map_location=lambda storage, _: storage, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        reason = next((line.strip() for line in str(error).splitlines() if "nsupported" in line), "not a pickle of weights")
-        raise UserError(f"{path}: refused, it is damaged or holds more than weights ({reason[:120]})") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be read, it is damaged or cut short ({reason[:120]})") from error
-    weights = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise UserError(f"{path}: not a checkpoint, it has no dict 'model' of tensors")
+        reason = next((line for line in str(error).splitlines() if "nsupported" in line), "not a pickle of weights")
+        raise UserError(
+            f"{path}: refused, it is damaged or holds more than weights ({one_line(reason.split('. Please')[0])})"
+        ) from error
+    except Exception as error:  # a hostile file decides what the reader stumbles over
+        raise UserError(f"{path}: cannot be read, it is damaged or cut short ({one_line(error)})") from error
+    content = dict(dict.items(content)) if isinstance(content, dict) else {}
+    content["model"] = weights.plain(content.get("model"), path)
+    if content.get("model_ema") is not None:
+        content["model_ema"] = weights.plain(content["model_ema"], path, "model_ema")
     return content
 
 
