@@ -53,6 +53,6 @@ def _is_ordinary(value) -> bool:
         type(value) in (Tensor, torch.nn.Parameter)
         and value.layout is torch.strided
         and value.device.type == "cpu"
-        and value.is_floating_point()
+        and not value.is_quantized
         and not value.is_nested
     )
