@@ -147,10 +147,6 @@ def without_data(path: Path, canary: Path) -> None:
     torch.save({"model": {"w": torch.empty(3, device="meta")}}, path)
 
 
-def quantised(path: Path, canary: Path) -> None:
-    torch.save({"model": {"w": torch.quantize_per_tensor(torch.ones(3), 1.0, 0, torch.quint8)}}, path)
-
-
 def methods_hidden(canary: Path) -> bytes:
     """Weights that are a number, in an OrderedDict whose own attributes hide `items` and `values`: they find nothing."""
     ordered = b"ccollections\nOrderedDict\n"
@@ -205,7 +201,6 @@ ODD = {
     "tensor outside its storage": outside_its_storage,
     "tensor without data": without_data,
     "sparse tensor": lambda path, canary: torch.save({"model": {"w": torch.ones(3).to_sparse()}}, path),
-    "quantised tensor": quantised,
     "methods hidden": partial(opcodes, methods_hidden),
     "names that move the cursor": names_that_move_the_cursor,
 }

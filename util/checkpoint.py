@@ -33,9 +33,12 @@ def save(path: Path, content: dict) -> None:
 
 
 def locate(resume: str | Path) -> Path:
-    """A checkpoint file, or the folder of one -> the file's path (which may not exist)."""
+    """A checkpoint file, or the folder of one or of a `save_pretrained` -> the file's path (which may not exist)."""
     path = Path(resume)
-    return path / NAME if path.is_dir() or not path.suffix else path
+    if not path.is_dir() and path.suffix:
+        return path
+    pretrained = path / weights.NAME
+    return pretrained if pretrained.exists() and not (path / NAME).exists() else path / NAME
 
 
 def load(path: Path, *, mmap: bool = False) -> dict:

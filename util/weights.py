@@ -39,8 +39,8 @@ def load(path: Path) -> dict[str, Tensor]:
 def plain(weights, path: Path, key: str = "model") -> dict[str, Tensor]:
     """`weights`, which a file called its `key`, as a new dict of names and ordinary tensors, or UserError.
 
-    A pickle may hold an OrderedDict whose methods its own attributes hide, tensors without data (meta), sparse or
-    quantised ones, names that are no text or that move the cursor: nothing of that goes further than this.
+    A pickle may hold an OrderedDict whose methods its own attributes hide, tensors without data (meta), sparse
+    ones, names that are no text or that move the cursor: nothing of that goes further than this.
     """
     items = dict.items(weights) if isinstance(weights, dict) else [(None, None)]
     if not all(isinstance(name, str) and name.isprintable() and _is_ordinary(value) for name, value in items):
@@ -53,6 +53,5 @@ def _is_ordinary(value) -> bool:
         type(value) in (Tensor, torch.nn.Parameter)
         and value.layout is torch.strided
         and value.device.type == "cpu"
-        and not value.is_quantized
         and not value.is_nested
     )
