@@ -101,7 +101,7 @@ class Pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
-        map_location: str | torch.device = "cpu",
+        map_location: str | torch.device | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -111,7 +111,7 @@ class Pretrained(
     ):
         """The model of a folder that `save_pretrained` wrote, or of an id on the Hugging Face hub: float32, in eval mode.
 
-        map_location     the device
+        map_location     the device; default: torch's, where the constructor would build it too
         revision …       what huggingface_hub's download takes
         arguments        of the constructor, where they shall differ from the config's: dropouts, r_weight, …
 
@@ -122,7 +122,7 @@ class Pretrained(
             force_download=force_download, local_files_only=local_files_only,
         )  # fmt: skip
         config_path, path = (_file(pretrained_model_name_or_path, name, hub) for name in (CONFIG_NAME, weights.NAME))
-        with torch.device(map_location):
+        with torch.device(torch.get_default_device() if map_location is None else map_location):
             model = cls._of_config(config_path, arguments)
         checkpoint.load_weights(model, weights.load(path), path)
         return model.eval()

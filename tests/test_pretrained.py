@@ -87,6 +87,13 @@ def test_class_names_that_cannot_be_right_are_refused(names, saved):
         FractalGen.from_pretrained(saved)
 
 
+def test_the_device_is_the_callers(saved):
+    """Its weights are lost on this one, but not looked for elsewhere."""
+    assert FractalGen.from_pretrained(saved, map_location="meta").fake_latent.device.type == "meta"
+    with torch.device("meta"):
+        assert FractalGen.from_pretrained(saved).fake_latent.device.type == "meta"
+
+
 def test_arguments_may_differ_from_the_config(saved):
     loaded = FractalGen.from_pretrained(saved, r_weight=5.0, attn_dropout=0.0)
     assert (loaded.r_weight, loaded.config["attn_dropout"]) == (5.0, 0.0)
