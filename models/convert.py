@@ -43,9 +43,8 @@ def convert(source: Path, folder: Path, name: str, *, ema: bool = False, class_n
     training settings (dropouts, r_weight) what the constructor does. Raises UserError unless what was written is read back
     with the same bits, and gives the same outputs.
     """
-    content = checkpoint.load(source)
     key = "model_ema" if ema else "model"
-    if not (tensors := content.get(key)):
+    if not (tensors := checkpoint.load(source).get(key)):
         raise UserError(f"{source}: holds no weights {key!r}")
     embedding = tensors.get("class_emb.weight", torch.empty(0))
     model = fractalgen.build(name, class_num=max(1, len(embedding) if embedding.dim() else 1)).eval()

@@ -16,6 +16,7 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME
 from huggingface_hub.errors import HFValidationError
 
+from models.guidance import Guidance
 from models.sampling import SamplingDefaults, validate_num_iters
 from util import checkpoint, weights
 from util.errors import UserError, one_line
@@ -145,6 +146,9 @@ class Pretrained(
             if defaults is not None:
                 settings = SamplingDefaults(**{**defaults, "num_inference_steps": tuple(defaults["num_inference_steps"])})
                 validate_num_iters(settings.num_inference_steps, len(model.generators))
+                Guidance.create(
+                    settings.guidance_scale, settings.guidance_schedule, settings.temperature, settings.filter_threshold
+                )
                 model.sampling_defaults = settings
         except (TypeError, ValueError, LookupError, RuntimeError) as error:
             raise UserError(f"{path}: describes no model ({one_line(error)})") from error

@@ -87,8 +87,8 @@ def test_class_names_that_cannot_be_right_are_refused(names, saved):
         FractalGen.from_pretrained(saved)
 
 
+@pytest.mark.filterwarnings("ignore:.*meta parameter")
 def test_the_device_is_the_callers(saved):
-    """Its weights are lost on this one, but not looked for elsewhere."""
     assert FractalGen.from_pretrained(saved, map_location="meta").fake_latent.device.type == "meta"
     with torch.device("meta"):
         assert FractalGen.from_pretrained(saved).fake_latent.device.type == "meta"
@@ -114,6 +114,10 @@ BAD_CONFIGS = {
     "negative classes": (partial(edit, class_num=-1), r"describes no model \("),
     "settings unknown": (partial(edit, sampling_defaults={"num_inference_steps": [1, 1], "x": 1}), r"describes no model \(.*'x'"),
     "settings of other levels": (partial(edit, sampling_defaults={"num_inference_steps": [1]}), r"describes no model \(num_iter"),
+    "settings impossible": (
+        partial(edit, sampling_defaults={"num_inference_steps": [1, 1], "guidance_schedule": "x"}), r"describes no model \(.*'x'"),
+    "settings no numbers": (
+        partial(edit, sampling_defaults={"num_inference_steps": [1, 1], "temperature": "x"}), r"describes no model \("),
     "settings no object": (partial(edit, sampling_defaults=[1]), r"describes no model \("),
     "names that move the cursor": (partial(edit, **{"\x1b[2J\n": 1}), r"another model, with \?\[2J,"),
 }  # fmt: skip

@@ -119,7 +119,7 @@ def _receive(url: str, part: Path, size: int | None) -> None:
             have, tag = 0, response.headers.get("ETag", "")
             if tag.startswith('"'):  # a weak one, W/"…", does not stand for the bytes
                 version.write_text(tag)
-            total = int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
+            total = response.length
         if total is not None and size not in (None, total):
             raise UserError(f"{url}: has {total} bytes, the published file has {size}")
         bar = tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True)
