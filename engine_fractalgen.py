@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from models.fractalgen import FractalGen, Term
+from models.fractalgen import FractalGen
 from models.likelihood import bits_by_term
 from models.noise import Noise
 from models.sampling import eval_mode
@@ -22,7 +22,7 @@ from util import dist
 from util.dist import World
 from util.errors import UserError
 from util.lr_sched import learning_rate
-from util.meters import RunLog
+from util.meters import BadSteps, RunLog, Window
 from util.pixels import normalize, to_pil
 
 LOG_EVERY = 20  # steps; the only places in an epoch where the host waits for the device
@@ -129,7 +129,7 @@ def train_one_epoch(
     return {"loss": loss / seen, "images_per_s": seen / secs}
 
 
-def train_step(model, batches, optimizer, scaler, recipe, window: "Window", device, autocast) -> Tensor:
+def train_step(model, batches, optimizer, scaler, recipe, window: Window, device, autocast) -> Tensor:
     """One optimiser step over `accum_iter` batches, noted in `window`. Returns the gradient's norm before clipping.
 
     Where that is not finite, on whichever process, nothing is changed: decided on the device.
@@ -156,49 +156,6 @@ def train_step(model, batches, optimizer, scaler, recipe, window: "Window", devi
         del optimizer.found_inf
     optimizer.zero_grad()
     return grad_norm
-
-
-class Window:
-    """Means of the loss and its terms since the last record, over the batches where the loss was finite, on the device."""
-
-    def __init__(self, device: torch.device):
-        self.names, self.sum, self.pictures = (), torch.zeros((), device=device), 0
-
-    def add(self, loss: Tensor, terms: Sequence[Term], pictures: int) -> None:
-        self.names = ("loss", *(f"loss_{term.name}" for term in terms))
-        values = torch.stack([torch.ones_like(loss), loss, *(term.loss for term in terms)]).detach().float()
-        self.sum = self.sum + torch.where(loss.isfinite(), values, 0.0)
-        self.pictures += pictures
-
-    def read(self) -> dict[str, float]:
-        """Means over the window and over all processes; nan where there was nothing finite."""
-        count, *sums = dist.mean(self.sum).tolist()
-        return {name: total / count if count else math.nan for name, total in zip(self.names, sums, strict=True)}
-
-
-class BadSteps:
-    """Steps whose gradient was not finite, which are skipped, counted on the device."""
-
-    def __init__(self, device: torch.device):
-        # in all, in a row up to now, most in a row, first of those
-        self.total, self.row, self.most, self.where = torch.zeros(4, dtype=torch.int64, device=device).unbind()
-
-    def note(self, grad_norm: Tensor, step: int) -> None:
-        bad = ~grad_norm.isfinite()
-        self.total = self.total + bad
-        self.row = (self.row + 1) * bad
-        self.where = torch.where(self.row > self.most, step + 1 - self.row, self.where)
-        self.most = torch.maximum(self.most, self.row)
-
-    def skipped(self) -> int:
-        return int(self.total)
-
-    def most_in_a_row(self) -> int:
-        return int(self.most)
-
-    def first(self) -> int:
-        """The step with which the longest row began."""
-        return int(self.where)
 
 
 def bare(model: nn.Module) -> FractalGen:

@@ -1,6 +1,7 @@
 """A run of training: optimiser, scaler and average, the loop over epochs, saving, stopping and going on."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 import engine_fractalgen as engine
 from models.layers import Block, RotaryBlock
 from util import checkpoint, dist
-from util.errors import UserError
+from util.errors import UserError, one_line
 from util.meters import RunLog
 from util.signals import Interrupt, Interrupted
 from util.visualize import make_sheet
@@ -94,8 +95,8 @@ class Training:
             raise Interrupted(self.interrupt.name(signum))
 
     def evaluated(self, step: int) -> bool:
-        """Whether the log has the evaluation after that step: else a run that was stopped before it still owes it."""
-        return dist.gather(self.log.has(step, "val/bits_per_dim"))[0]
+        """Whether this run, before it was stopped and resumed, was evaluated after that step: its log says so."""
+        return self.saved_step is not None and dist.gather(self.log.has(step, "val/bits_per_dim"))[0]
 
     def evaluate(self, step: int) -> None:
         """Bits/dim of the validation pictures and a grid of samples; with --online_eval also the numbered PNGs.
@@ -110,9 +111,7 @@ class Training:
             if job.world.is_main:
                 classes = np.linspace(0, args.class_num - 1, num=16).astype(int).tolist()
                 pictures = engine.draw(model, classes, range(16), job.settings, args.seed, job.autocast)
-                sheet = make_sheet(pictures, columns=8)
-                log.picture(step, "samples", sheet)
-                sheet.save(job.output_dir / f"samples-{step:07d}.png")
+                log.picture(step, "samples", make_sheet(pictures, columns=8))
             dist.barrier()
             if args.online_eval:
                 log.say(f"pictures: {job.generate(model, job.output_dir / f'generated-{step:07d}')}")
@@ -174,24 +173,32 @@ class Training:
         path, content = self.load(path)
         checkpoint.load_weights(job.model, content["model"], path)
         if self.ema:
-            self.ema.module.load_state_dict(content.get("model_ema") or content["model"])
+            checkpoint.load_weights(self.ema.module, content.get("model_ema") or content["model"], path)
         if not {"optimizer", "epoch"} <= content.keys():
             log.say(f"{path} holds weights only: starting from them at epoch {args.start_epoch}")
             self.step = args.start_epoch * self.steps
             return
+        try:
+            self.restore(content, path)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise UserError(f"{path}: its optimizer or random state is not of such a run ({one_line(error)})") from error
+        if path.parent.resolve() == job.output_dir.resolve():
+            self.saved_step = self.step
+        log.say(f"resumed {path} at step {self.step}: epoch {self.place[0]}, {self.place[1]} of its pictures done")
+
+    def restore(self, content: dict, path: Path) -> None:
+        """All but the weights."""
         for group in content["optimizer"]["param_groups"]:  # a published file knows nothing of the fused kernel
             group.update(fused=True, foreach=None)
         self.optimizer.load_state_dict(content["optimizer"])
         if content.get("scaler"):
             self.scaler.load_state_dict(content["scaler"])
-        self.place = content.get("place", (content["epoch"] + 1, 0))
-        self.step = content.get("step", self.place[0] * self.steps)
-        if path.parent.resolve() == job.output_dir.resolve():
-            self.saved_step = self.step
-        log.say(f"resumed {path} at step {self.step}: epoch {self.place[0]}, {self.place[1]} of its pictures done")
+        epoch, pictures = content.get("place", (content["epoch"] + 1, 0))
+        self.place = int(epoch), int(pictures)
+        self.step = int(content.get("step", self.place[0] * self.steps))
         self.restore_random(content, path)
 
-    def load(self, path) -> tuple:
+    def load(self, path: Path) -> tuple[Path, dict]:
         """The newest whole checkpoint, chosen by the first process for all."""
         content = None
         if self.job.world.is_main:
@@ -204,7 +211,7 @@ class Training:
             raise path
         return path, content if content is not None else checkpoint.load(path)
 
-    def restore_random(self, content: dict, path) -> None:
+    def restore_random(self, content: dict, path: Path) -> None:
         """Every generator's state; says what makes the run another than the one that was not stopped."""
         world, states, threads = self.job.world, content.get("random", []), content.get("threads")
         differences = []

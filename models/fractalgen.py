@@ -18,6 +18,7 @@ from models.layers import full_precision
 from models.noise import Noise
 from models.pixelloss import PixelLoss
 from models.prepared import Setup
+from models.pretrained import Pretrained, recorded
 from models.sampler import LevelSampler
 from models.sampling import SamplingDefaults, eval_mode, generate, validate_num_iters
 from util.visualize import NotebookCanvas
@@ -40,7 +41,7 @@ class Term:
         return cls(name, nll, (r_weight * red + green + blue) / (r_weight + 2))
 
 
-class FractalGen(nn.Module):
+class FractalGen(nn.Module, Pretrained):
     """A fractal generative model, or one of its inner levels.
 
     Lists have one entry for each level, the RGB head last: `img_size_list[i]` is the picture side that level i sees and
@@ -66,6 +67,7 @@ class FractalGen(nn.Module):
         fractal_level: int = 0,
     ):
         super().__init__()
+        self.arguments = recorded(locals())
         check_architecture(img_size_list, embed_dim_list, num_blocks_list, num_heads_list, generator_type_list, num_conds)
         level, self.fractal_level = fractal_level, fractal_level
         self.img_size_list = tuple(img_size_list)

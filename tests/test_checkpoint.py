@@ -1,7 +1,12 @@
 import argparse
+import io
 import os
 import pickle
 import random
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,28 +16,113 @@ from conftest import tiny_model
 from util import checkpoint
 from util.errors import UserError
 
+ROOT = Path(__file__).parent.parent
 
-def content() -> dict:
-    return {"model": tiny_model().state_dict(), "optimizer": {}, "epoch": 3, "scaler": {}, "args": argparse.Namespace(lr=1.0)}
+
+def content(step: int = 7) -> dict:
+    return {
+        "model": tiny_model().state_dict(),
+        "optimizer": {},
+        "epoch": 3,
+        "scaler": {},
+        "args": argparse.Namespace(lr=1.0),
+        "step": step,
+    }
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_published_format_round_trip(tmp_path):
-    path = tmp_path / checkpoint.NAME
-    checkpoint.save(path, content())
-    loaded = checkpoint.load(path)
-    assert list(loaded) == ["model", "optimizer", "epoch", "scaler", "args"]
+    checkpoint.save(tmp_path, content())
+    loaded = checkpoint.load(tmp_path / checkpoint.NAME)
+    assert list(loaded)[:5] == ["model", "optimizer", "epoch", "scaler", "args"]
     assert loaded["args"] == argparse.Namespace(lr=1.0)
     assert torch.equal(loaded["model"]["fake_latent"], content()["model"]["fake_latent"])
-    assert [file.name for file in tmp_path.iterdir()] == [checkpoint.NAME]
+
+
+def test_the_last_few_are_kept_and_the_published_name_is_the_newest(tmp_path):
+    for step in (7, 20, 3, 21):  # the third after going back to an earlier one
+        checkpoint.save(tmp_path, content(step), keep_last=2)
+    assert names(tmp_path) == [
+        "checkpoint-00000003.pth", "checkpoint-00000003.pth.sha256", "checkpoint-00000021.pth", "checkpoint-00000021.pth.sha256",
+        "checkpoint-last.pth",
+    ]  # fmt: skip
+    assert (tmp_path / checkpoint.NAME).samefile(tmp_path / "checkpoint-00000021.pth")
+    subprocess.run(["sha256sum", "--check", "--strict", *map(str, tmp_path.glob("*.sha256"))], cwd=tmp_path, check=True)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / checkpoint.NAME
-    checkpoint.save(path, content())
+    checkpoint.save(tmp_path, content())
+    before = names(tmp_path)
     with pytest.raises((AttributeError, pickle.PicklingError)):
-        checkpoint.save(path, {"model": lambda: None})
-    assert checkpoint.load(path)["epoch"] == 3
-    assert [file.name for file in tmp_path.iterdir()] == [checkpoint.NAME]
+        checkpoint.save(tmp_path, {"step": 8, "model": lambda: None})
+    assert checkpoint.load(tmp_path / checkpoint.NAME)["step"] == 7
+    assert names(tmp_path) == before
+
+
+def test_a_full_disk_is_the_systems_error_and_leaves_the_old_file(tmp_path):
+    """Under a limit on the size of files, as the kernel sets it."""
+    script = (
+        "import resource, sys; from pathlib import Path; import torch; from util import checkpoint\n"
+        "small, large = ({'step': n, 'model': {'w': torch.zeros(n * 1000)}} for n in (1, 900))\n"
+        "folder = Path(sys.argv[1]); checkpoint.save(folder, small)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
+        "try: checkpoint.save(folder, large)\n"
+        "except OSError as error: print(error.strerror, checkpoint.load(folder / checkpoint.NAME)['step'], len(list(folder.iterdir())))"
+    )
+    result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout == "File too large 1 3\n", result.stderr
+
+
+def test_every_flipped_bit_and_every_cut_is_found(tmp_path):
+    checkpoint.save(tmp_path, content())
+    whole, rng = (tmp_path / checkpoint.NAME).read_bytes(), random.Random(0)
+    path = tmp_path / "checkpoint-00000007.pth"
+    loaded = 0
+    for trial in range(1000):
+        damaged = bytearray(whole)
+        if trial % 2:
+            damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        else:
+            del damaged[rng.randrange(len(whole)) :]
+        path.write_bytes(damaged)
+        if trial < 40:  # by torch alone
+            with suppress(Exception):
+                torch.load(io.BytesIO(damaged), weights_only=True)
+                loaded += 1
+        for name in (path, tmp_path / checkpoint.NAME):
+            with pytest.raises(UserError, match=f"{name}: damaged, its SHA-256"):
+                checkpoint.load(name)
+    assert loaded > 5, "nothing would have been wrong without the hash"
+
+
+def test_of_a_damaged_newest_file_the_one_before_is_taken_and_both_are_named(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, content(step), keep_last=3)
+    newest = tmp_path / "checkpoint-00000003.pth"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    said = []
+    path, loaded = checkpoint.load_newest(tmp_path / checkpoint.NAME, said.append)
+    assert (path.name, loaded["step"]) == ("checkpoint-00000002.pth", 2)
+    assert [line.split(": damaged")[0] for line in said] == [str(tmp_path / checkpoint.NAME)]
+    path.write_bytes(b"")
+    (tmp_path / "checkpoint-00000001.pth").unlink()
+    with pytest.raises(UserError, match=r"checkpoint-last.pth: damaged"):
+        checkpoint.load_newest(tmp_path / checkpoint.NAME, said.append)
+    with pytest.raises(UserError, match=r"checkpoint-00000003.pth: damaged"):  # asked for by name: no other is taken
+        checkpoint.load_newest(newest, said.append)
+
+
+def test_what_a_killed_run_left_is_tidied_up(tmp_path):
+    checkpoint.save(tmp_path, content())
+    before = names(tmp_path)
+    for name in ("checkpoint-00000009.pth.123.tmp", "checkpoint-00000009.pth.sha256", "checkpoint-last.pth.5.tmp"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / "mine.tmp").touch()
+    checkpoint.clean(tmp_path)
+    assert names(tmp_path) == sorted([*before, "mine.tmp"])
 
 
 class Hostile:
@@ -56,7 +146,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, zipp
 @pytest.mark.parametrize("keep", [0, 1, 100, 3000, -1])
 def test_a_truncated_file_is_named(tmp_path, keep):
     path = tmp_path / checkpoint.NAME
-    checkpoint.save(path, content())
+    torch.save(content(), path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=f"{checkpoint.NAME}: (cannot be read|refused), it is damaged") as error:
         checkpoint.load(path)
@@ -75,7 +165,7 @@ def test_missing_file_and_file_without_weights(tmp_path):
 
 
 def test_the_published_client_line_loads_what_we_write(tmp_path):
-    checkpoint.save(tmp_path / checkpoint.NAME, content())
+    checkpoint.save(tmp_path, content())
     tiny_model().load_state_dict(torch.load(tmp_path / checkpoint.NAME)["model"])
 
 

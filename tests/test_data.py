@@ -110,8 +110,13 @@ def test_in_order_every_picture_comes_once_whatever_the_number_of_processes():
 def test_order_can_begin_in_the_middle_and_changes_with_the_epoch():
     order = BatchOrder(20, 4, World(), 0, True)
     first = list(order)
-    order.start = 3
+    order.start = 12  # pictures
     assert list(order) == first[3:]
+    halves = [BatchOrder(20, 2, World(rank, 2), 0, True) for rank in range(2)]
+    for half in halves:
+        half.start = 10  # between two batches of the one process
+    rest = [item for both in zip(*halves, strict=True) for batch in both for item in batch]
+    assert rest == [item for batch in first for item in batch][10:18]
     order.start, order.epoch = 0, 1
     assert [i for b in order for _, i in b] != [i for b in first for _, i in b]
 

@@ -34,7 +34,7 @@ def loader(pictures, batch_size, shuffled=True):
 
 
 def train(model, pictures, tmp_path, batch_size=6, recipe=RECIPE, epoch=0, **more):
-    optimizer = torch.optim.AdamW(engine.add_weight_decay(model, 0.05), lr=1.0, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(engine.add_weight_decay(model, 0.05), lr=1.0, betas=(0.9, 0.95), fused=True)
     log = RunLog(tmp_path, enabled=True)
     try:
         return engine.train_one_epoch(
@@ -68,6 +68,7 @@ def test_training_lowers_the_loss_and_logs_every_figure(pictures, tmp_path):
     assert [record["step"] for record in records] == [4, 8, 12, 16]
     assert records[0].keys() == {
         "step", "train/loss", "train/loss_guiding1", "train/loss_rgb", "train/lr", "train/grad_norm", "train/images_per_s",
+        "train/skipped_steps",
     }  # fmt: skip
     for record in records:
         parts = record["train/loss_guiding1"] + record["train/loss_rgb"]
@@ -98,9 +99,10 @@ def test_a_training_step_never_waits_for_the_device(kind, pictures):
     optimizer = torch.optim.AdamW(engine.add_weight_decay(model, 0.05), lr=1e-3, fused=True)
     scaler, batches = torch.amp.GradScaler("cpu", enabled=False), iter(loader(pictures, 6))
     window = engine.Window(CPU)
+    bad = engine.BadSteps(CPU)
     for step in range(2):
         with OpCount() as ops:
-            engine.train_step(model, batches, optimizer, scaler, RECIPE, step, window, CPU, nullcontext())
+            bad.note(engine.train_step(model, batches, optimizer, scaler, RECIPE, window, CPU, nullcontext()), step)
         assert ops.launched["_fused_adamw_"] == 2
         assert not ops.syncs
     with OpCount() as ops:
@@ -110,13 +112,14 @@ def test_a_training_step_never_waits_for_the_device(kind, pictures):
 
 def test_an_epoch_can_begin_in_the_middle(pictures, tmp_path):
     data = loader(pictures, 6)
-    data.batch_sampler.start = 2
-    model = tiny_model("ar")
+    data.batch_sampler.start = 12  # pictures
+    model, done = tiny_model("ar"), []
     log = RunLog(tmp_path, enabled=True)
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     engine.train_one_epoch(model, data, optimizer, torch.amp.GradScaler("cpu", enabled=False), RECIPE, epoch=0, device=CPU,
-                           autocast=nullcontext(), world=World(), log=log)  # fmt: skip
+                           autocast=nullcontext(), world=World(), log=log, after_step=done.append)  # fmt: skip
     assert next(iter(optimizer.state.values()))["step"] == 2  # of four
+    assert done == [18, 24]
     assert data.batch_sampler.start == 0
 
 
@@ -126,7 +129,7 @@ def test_float16_with_its_scaler(pictures, tmp_path):
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for _ in range(8):
         result = engine.train_one_epoch(model, loader(pictures, 6), optimizer, scaler, RECIPE, epoch=0, device=CPU,
-                                        autocast=torch.autocast("cpu", torch.float16), world=World(), log=log)  # fmt: skip
+                                        autocast=torch.autocast("cpu", torch.float16), world=World(), log=log, max_bad_steps=40)  # fmt: skip
     assert math.isfinite(result["loss"])
     assert scaler.get_scale() < 2.0**40
     assert all(p.isfinite().all() for p in model.parameters())
@@ -144,27 +147,57 @@ def test_compiled_blocks_train_as_plain_ones(pictures, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_value_that_is_not_finite_stops_and_names_step_rate_and_checkpoint(pictures, tmp_path, where):
-    model = tiny_model("ar")
+class _Spoil(torch.autograd.Function):
+    """Nothing, with a gradient of nan."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.shape = x.shape
+        return torch.zeros(())
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.full(ctx.shape, math.nan)
+
+
+def spoiled(model, where, steps):
+    """The model, whose loss or gradient is not finite in the steps with those numbers."""
     calls = []
 
     def spoil(module, args, loss):
-        calls.append(1)
-        if len(calls) != 3:
-            return None
+        calls.append(0)
         total, terms = loss
-        if where == "loss":
-            return total * math.nan, terms
-        model.fake_latent.register_hook(lambda grad: grad * math.inf)
+        if len(calls) - 1 in steps:
+            if where == "loss":
+                return total + math.inf, terms  # its gradient is finite
+            return total + _Spoil.apply(module.fake_latent), terms
         return None
 
     model.register_forward_hook(spoil)
+    return model
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_steps_that_are_not_finite_change_nothing_and_are_counted(pictures, tmp_path, where):
+    model, weights = spoiled(tiny_model("ar"), where, {1, 2}), []
+    keep = lambda _: weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))  # noqa: E731
+    result = train(model, pictures, tmp_path, max_bad_steps=2, after_step=keep)
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[1], weights[2])
+    assert not torch.equal(weights[2], weights[3])
+    assert weights[3].isfinite().all()
+    record = json.loads((tmp_path / "log.txt").read_text())
+    assert record["train/skipped_steps"] == 2
+    assert math.isfinite(result["loss"])
+    assert math.isfinite(record["train/loss"])
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run(pictures, tmp_path):
     recipe = engine.Recipe(**{**vars(RECIPE), "warmup_epochs": 1})
-    with pytest.raises(
-        UserError, match=r"not finite at epoch 0, step 2 of 4, learning rate 0.0005; last good checkpoint: here"
-    ):
-        train(model, pictures, tmp_path, recipe=recipe, last_checkpoint="here")
+    expected = r"not finite in 2 steps in a row \(--max_bad_steps 1\), from epoch 0, step 2 of 4, learning rate 0.0005, on"
+    with pytest.raises(UserError, match=expected):
+        train(spoiled(tiny_model("ar"), "loss", {0, 2, 3}), pictures, tmp_path, recipe=recipe, max_bad_steps=1)
+    train(spoiled(tiny_model("ar"), "loss", {0, 2}), pictures, tmp_path, max_bad_steps=1)
 
 
 def test_nll_is_deterministic_and_does_not_depend_on_the_batch(pictures):

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from util.errors import UserError
+from util import weights
+from util.errors import UserError, one_line
+from util.files import sha256, whole
 
 NAME = "checkpoint-last.pth"
 NUMBERED = "checkpoint-[0-9]*.pth"
@@ -40,6 +42,9 @@ class _Hashing:
             self.error = error  # torch hides it behind one of its own
             raise
 
+    def flush(self) -> None:
+        self.file.flush()
+
 
 def save(folder: Path, content: dict, keep_last: int = 2) -> Path:
     """Writes checkpoint-<content["step"]>.pth, points checkpoint-last.pth at it, and keeps the `keep_last` newest.
@@ -47,27 +52,21 @@ def save(folder: Path, content: dict, keep_last: int = 2) -> Path:
     Raises OSError where the disk does not take it; what was there is then as it was.
     """
     path = folder / f"checkpoint-{content['step']:08d}.pth"
-    temporary = folder / f"{path.name}.{os.getpid()}.tmp"
-    try:
+    with whole(path) as temporary:
         with open(temporary, "wb") as file:
             hashing = _Hashing(file)
             try:
                 torch.save(content, hashing)
             except RuntimeError as error:
                 raise hashing.error or error from None
-            file.flush()
-            os.fsync(file.fileno())
-        _write(_sidecar(path), f"{hashing.sha256.hexdigest()}  {path.name}\n{_text(_sidecar(path)) if path.exists() else ''}")
-        os.replace(temporary, path)
+        before = _text(_sidecar(path)).partition("\n")[0] if path.exists() else ""  # true until the file has its name
+        with whole(_sidecar(path)) as beside:
+            beside.write_text(f"{hashing.sha256.hexdigest()}  {path.name}\n{before}")
+    with whole(folder / NAME) as temporary:
         try:
             os.link(path, temporary)
         except OSError:  # a file system without links
             shutil.copyfile(path, temporary)
-        os.replace(temporary, folder / NAME)
-        _sync(folder)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
     for old in _numbered(folder)[max(1, keep_last) :]:
         with suppress(OSError):
             old.unlink()
@@ -83,9 +82,12 @@ def clean(folder: Path) -> None:
 
 
 def locate(resume: str | Path) -> Path:
-    """A checkpoint file, or the folder of one -> the file's path (which may not exist)."""
+    """A checkpoint file, or the folder of one or of a `save_pretrained` -> the file's path (which may not exist)."""
     path = Path(resume)
-    return path / NAME if path.is_dir() or not path.suffix else path
+    if not path.is_dir() and path.suffix:
+        return path
+    pretrained = path / weights.NAME
+    return pretrained if pretrained.exists() and not (path / NAME).exists() else path / NAME
 
 
 def load_newest(path: Path, say: Callable[[str], None]) -> tuple[Path, dict]:
@@ -115,55 +117,40 @@ def _text(path: Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    with suppress(OSError):  # not every system can
-        handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
-
-
 def verify(path: Path) -> None:
     """Raises UserError where a SHA-256 is kept beside the file and is not the file's. A flipped bit loads without a word."""
     sidecars = [_sidecar(path)]
     if path.name == NAME:
         sidecars += path.parent.glob(f"{NUMBERED}.sha256")
     if any(sidecar.exists() for sidecar in sidecars):
-        found = hashlib.sha256()
-        with open(path, "rb") as file:
-            while block := file.read(2**20):
-                found.update(block)
-        if found.hexdigest() not in " ".join(_text(sidecar) for sidecar in sidecars).split():
+        known = " ".join(_text(sidecar) for sidecar in sidecars).split()
+        if sha256(path) not in known:
             raise UserError(f"{path}: damaged, its SHA-256 is not what {path.name}.sha256 or its like says")
 
 
-def load(path: Path) -> dict:
-    """The checkpoint's dict, on the host. Raises UserError for a file that is missing, damaged, hostile or another."""
+def load(path: Path, *, mmap: bool = False) -> dict:
+    """The checkpoint's dict, on the host. Raises UserError for a file that is missing, damaged, hostile or another.
+
+    A safetensors file gives {"model": weights}. `mmap` leaves the tensors on disk until they are read.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the file or the folder that holds {NAME}")
     verify(path)
+    if path.suffix == weights.SUFFIX:
+        return {"model": weights.load(path)}
     try:
-        content = torch.load(path, map_location=lambda storage, _: storage, weights_only=True)
+        content = torch.load(path, map_location=lambda storage, _: storage, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        reason = next((line.strip() for line in str(error).splitlines() if "nsupported" in line), "not a pickle of weights")
-        raise UserError(f"{path}: refused, it is damaged or holds more than weights ({reason[:120]})") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be read, it is damaged or cut short ({reason[:120]})") from error
-    weights = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise UserError(f"{path}: not a checkpoint, it has no dict 'model' of tensors")
+        reason = next((line for line in str(error).splitlines() if "nsupported" in line), "not a pickle of weights")
+        raise UserError(
+            f"{path}: refused, it is damaged or holds more than weights ({one_line(reason.split('. Please')[0])})"
+        ) from error
+    except Exception as error:  # a hostile file decides what the reader stumbles over
+        raise UserError(f"{path}: cannot be read, it is damaged or cut short ({one_line(error)})") from error
+    content = dict(dict.items(content)) if isinstance(content, dict) else {}
+    content["model"] = weights.plain(content.get("model"), path)
+    if content.get("model_ema") is not None:
+        content["model_ema"] = weights.plain(content["model_ema"], path, "model_ema")
     return content
 
 

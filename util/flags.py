@@ -28,7 +28,7 @@ def get_args_parser(description: str, models: Sequence[str], guidance_schedules:
 
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", default="./output_dir", help="checkpoints, logs, pictures")
-    run.add_argument("--resume", default="", help="checkpoint file, or folder with checkpoint-last.pth, to go on from")
+    run.add_argument("--resume", default="", help="checkpoint or safetensors file, or folder of one, to go on from")
     run.add_argument("--start_epoch", type=int, default=0, help="epoch to count from, where nothing is resumed")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--device", help="default: the accelerator that torch finds, else cpu")

@@ -1,11 +1,18 @@
 """Where a run's figures go: TensorBoard, a JSON-lines file, and the terminal."""
 
 import json
+import math
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
+
+from util import dist
 
 ON_BAR = ("train/loss", "train/images_per_s")
 
@@ -14,7 +21,7 @@ class RunLog:
     """Log of one run in `folder`; on any process but the main one, all calls do nothing.
 
     log.txt gets a JSON line a record; TensorBoard its numbers and pictures. A terminal shows a bar with loss and ETA; without
-    one, records are printed as plain lines.
+    one, records are printed as plain lines. Where the disk takes no more, training goes on without the figures.
     """
 
     def __init__(self, folder: Path, enabled: bool):
@@ -41,9 +48,10 @@ class RunLog:
         """Numbers by name at a global step; names may hold a slash for TensorBoard's groups."""
         if not self.enabled:
             return
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        with self.though_the_disk_be_full():
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
         shown = {name.removeprefix("train/"): f"{values[name]:.4g}" for name in ON_BAR if name in values}
         if self.bar is not None and shown:
             self.bar.set_postfix(shown)
@@ -58,9 +66,18 @@ class RunLog:
         return any(line.startswith(f'{{"step": {step}, ') and f'"{name}"' in line for line in lines)
 
     def picture(self, step: int, name: str, picture) -> None:
-        """An RGB Pillow picture."""
+        """An RGB Pillow picture, also as <name>-<step>.png."""
         if self.enabled:
-            self.writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+            with self.though_the_disk_be_full():
+                self.writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+                picture.save(self.folder / f"{name}-{step:07d}.png")
+
+    @contextmanager
+    def though_the_disk_be_full(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.say(f"{self.folder}: figures could not be written ({error.strerror or error})")
 
     def say(self, line: str) -> None:
         """A line for a person, above the bar."""
@@ -78,5 +95,50 @@ class RunLog:
         if self.enabled:
             if self.bar is not None:
                 self.bar.close()
-            self.writer.close()
-            self.file.close()
+            with self.though_the_disk_be_full():
+                self.file.close()
+                self.writer.close()
+
+
+class Window:
+    """Means of the loss and its terms since the last record, over the batches where the loss was finite, on the device."""
+
+    def __init__(self, device: torch.device):
+        self.names, self.sum, self.pictures = (), torch.zeros((), device=device), 0
+
+    def add(self, loss: Tensor, terms: Sequence, pictures: int) -> None:
+        """A batch: its loss, the loss's terms (with `name` and `loss`), and its number of pictures."""
+        self.names = ("loss", *(f"loss_{term.name}" for term in terms))
+        values = torch.stack([torch.ones_like(loss), loss, *(term.loss for term in terms)]).detach().float()
+        self.sum = self.sum + torch.where(loss.isfinite(), values, 0.0)
+        self.pictures += pictures
+
+    def read(self) -> dict[str, float]:
+        """Means over the window and over all processes; nan where there was nothing finite."""
+        count, *sums = dist.mean(self.sum).tolist()
+        return {name: total / count if count else math.nan for name, total in zip(self.names, sums, strict=True)}
+
+
+class BadSteps:
+    """Steps whose gradient was not finite, which are skipped, counted on the device."""
+
+    def __init__(self, device: torch.device):
+        # in all, in a row up to now, most in a row, first of those
+        self.total, self.row, self.most, self.where = torch.zeros(4, dtype=torch.int64, device=device).unbind()
+
+    def note(self, grad_norm: Tensor, step: int) -> None:
+        bad = ~grad_norm.isfinite()
+        self.total = self.total + bad
+        self.row = (self.row + 1) * bad
+        self.where = torch.where(self.row > self.most, step + 1 - self.row, self.where)
+        self.most = torch.maximum(self.most, self.row)
+
+    def skipped(self) -> int:
+        return int(self.total)
+
+    def most_in_a_row(self) -> int:
+        return int(self.most)
+
+    def first(self) -> int:
+        """The step with which the longest row began."""
+        return int(self.where)

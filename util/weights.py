@@ -1,0 +1,51 @@
+"""Weights as safetensors, and the check that what a file called weights is nothing else."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from util.errors import UserError, one_line
+from util.files import whole
+
+NAME = "model.safetensors"  # as the Hugging Face hub names it
+SUFFIX = ".safetensors"
+
+
+def save(path: Path, weights: dict[str, Tensor]) -> None:
+    """Writes a safetensors file, whole or not at all."""
+    with whole(path) as temporary:
+        save_file({name: value.contiguous() for name, value in weights.items()}, temporary, metadata={"format": "pt"})
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the host. Raises UserError for one that is missing, damaged or another."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        weights = load_file(path)
+    except Exception as error:  # safetensors' own class and whatever else a hostile header makes it raise
+        raise UserError(f"{path}: cannot be read, it is damaged or no safetensors file ({one_line(error)})") from error
+    return plain(weights, path)
+
+
+def plain(weights, path: Path, key: str = "model") -> dict[str, Tensor]:
+    """`weights`, which a file called its `key`, as a new dict of names and ordinary tensors, or UserError.
+
+    A pickle may hold an OrderedDict whose methods its own attributes hide, tensors without data (meta), sparse
+    ones, names that are no text or that move the cursor: nothing of that goes further than this.
+    """
+    items = dict.items(weights) if isinstance(weights, dict) else [(None, None)]
+    if not all(isinstance(name, str) and name.isprintable() and _is_ordinary(value) for name, value in items):
+        raise UserError(f"{path}: not a checkpoint, it has no dict {key!r} of tensors")
+    return dict(items)
+
+
+def _is_ordinary(value) -> bool:
+    return (
+        type(value) in (Tensor, torch.nn.Parameter)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_nested
+    )
