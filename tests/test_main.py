@@ -233,12 +233,12 @@ def test_bad_data_folders(data, tmp_path, capsys):
     train = lambda: run(TRAIN, data_path=tmp_path, output_dir=tmp_path / "out")  # noqa: E731
     assert_refused(train, f"{tmp_path}/val: no such folder; --data_path must hold train/ and val/", capsys)
     (tmp_path / "val").mkdir()
-    assert_refused(train, "Couldn't find any class folder", capsys)
+    assert_refused(train, "there is no picture in it", capsys)
     write_pictures(tmp_path / "val", 1)
     (tmp_path / "val" / "class0").rename(tmp_path / "val" / "other")
-    assert_refused(train, "train/ and val/ have different class folders", capsys)
+    assert_refused(train, "train/ and val/ have different classes", capsys)
     assert_refused(lambda: run(TRAIN + " --class_num 5", data_path=data, output_dir=tmp_path / "out"),
-                   "has 3 class folders but --class_num is 5", capsys)  # fmt: skip
+                   "has 3 classes but --class_num is 5", capsys)  # fmt: skip
 
 
 def test_an_unreadable_picture_in_a_worker_is_one_line(data, tmp_path, capsys):

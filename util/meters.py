@@ -55,9 +55,17 @@ class RunLog:
         if self.enabled:
             self.writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
 
+    def note(self, line: str) -> None:
+        """A line for a person that is worth keeping: also in log.txt."""
+        if self.enabled:
+            self.file.write(json.dumps({"note": line}) + "\n")
+            self.say(line)
+
     def say(self, line: str) -> None:
         """A line for a person, above the bar."""
         if self.enabled:
+            encoding = sys.stdout.encoding or "utf-8"  # a file's name may be no text, or none that this terminal can show
+            line = line.encode(encoding, "backslashreplace").decode(encoding)
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
