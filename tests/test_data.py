@@ -4,7 +4,6 @@ import torch
 from PIL import Image
 
 from util.data import BatchOrder, PictureFolder, make_loader
-from util.decode import open_rgb
 from util.dist import World
 from util.errors import UserError
 
@@ -17,54 +16,6 @@ def folder(tmp_path):
         for i in range(5):
             Image.new("L", (10, 12), 20 * i + 100 * (label == "dog")).save(tmp_path / label / f"{i}.png")
     return tmp_path
-
-
-def pixels(picture: Image.Image) -> np.ndarray:
-    assert picture.mode == "RGB"
-    return np.asarray(picture).astype(int)
-
-
-def test_grey_palette_and_cmyk_become_rgb(tmp_path):
-    colours = Image.new("RGB", (4, 4), (10, 200, 30))
-    colours.quantize(2).save(tmp_path / "palette.png")
-    colours.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
-    colours.convert("1").save(tmp_path / "bits.png")
-    Image.new("L", (4, 4), 77).save(tmp_path / "grey.png")
-    assert (pixels(open_rgb(tmp_path / "grey.png")) == 77).all()
-    assert abs(pixels(open_rgb(tmp_path / "cmyk.jpg")) - (10, 200, 30)).max() <= 3
-    assert abs(pixels(open_rgb(tmp_path / "palette.png")) - (10, 200, 30)).max() <= 1
-    assert set(pixels(open_rgb(tmp_path / "bits.png")).flatten()) <= {0, 255}
-
-
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    Image.fromarray(np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)).save(tmp_path / "deep.png")
-    assert (pixels(open_rgb(tmp_path / "deep.png"))[..., 0].flatten() == np.linspace(0, 255, 64).round()).all()
-
-
-def test_transparency_lies_over_white(tmp_path):
-    Image.new("RGBA", (2, 2), (255, 0, 0, 128)).save(tmp_path / "half.png")
-    Image.new("LA", (2, 2), (0, 0)).save(tmp_path / "clear.png")
-    assert abs(pixels(open_rgb(tmp_path / "half.png")) - (255, 127, 127)).max() <= 1
-    assert (pixels(open_rgb(tmp_path / "clear.png")) == 255).all()
-
-
-def test_exif_rotation_is_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned
-    Image.new("RGB", (6, 3)).save(tmp_path / "turned.jpg", exif=exif)
-    assert open_rgb(tmp_path / "turned.jpg").size == (3, 6)
-
-
-@pytest.mark.parametrize("content", [b"", b"not a picture", None], ids=["empty", "text", "truncated"])
-def test_an_unreadable_picture_is_named_in_one_line(folder, content):
-    path = folder / "cat" / "0.png"
-    if content is None:
-        Image.effect_noise((64, 64), 50).save(path)
-        content = path.read_bytes()[:2000]
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"cat/0.png: cannot be read as a picture") as error:
-        PictureFolder(folder, 8, flip=False, seed=0)[0, 0]
-    assert "\n" not in str(error.value)
 
 
 def test_items_are_uint8_crops_with_label_and_number(folder):

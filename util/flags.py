@@ -70,7 +70,7 @@ def get_args_parser(description: str, models: Sequence[str], guidance_schedules:
     train.add_argument("--eval_freq", type=int, default=40, help="epochs between bits/dim and sample grids")
 
     data = parser.add_argument_group("data")
-    data.add_argument("--data_path", default="./data/imagenet", help="train/ and val/ with a folder for every class; README: others")
+    data.add_argument("--data_path", default="./data/imagenet", help="train/ and val/, a folder for each class (or see README)")
     data.add_argument("--strict_data", action="store_true", help="read every picture first and stop if one is bad")
     data.add_argument("--fast_decode", action="store_true", help="training pictures at twice the speed, not quite the ADM crop")
     data.add_argument("--no_flip", action="store_false", dest="flip", help="no mirrored pictures (digits, text)")
