@@ -56,11 +56,11 @@ def train_tiny(data_path, output_dir, flags: str = "") -> list[dict]:
     """Trains a tiny model of 8 px for an epoch through the command line. Returns the records of its log.txt."""
     import main_fractalgen
 
-    main_fractalgen.main([
-        *"--model fractalar_tiny_in8 --device cpu --amp off --num_workers 0 --batch_size 2 --nll_bsz 5 --epochs 1".split(),
-        *"--warmup_epochs 0 --lr 1e-3 --num_iter_list 4,16 --class_num 3".split(), *flags.split(),
-        "--data_path", str(data_path), "--output_dir", str(output_dir),
-    ])  # fmt: skip
+    settings = (
+        "--model fractalar_tiny_in8 --device cpu --amp off --num_workers 0 --batch_size 2 --nll_bsz 5 --epochs 1 "
+        f"--warmup_epochs 0 --lr 1e-3 --num_iter_list 4,16 --class_num 3 {flags}"
+    )
+    main_fractalgen.main([*settings.split(), "--data_path", str(data_path), "--output_dir", str(output_dir)])
     return [json.loads(line) for line in (output_dir / "log.txt").read_text().splitlines()]
 
 

@@ -3,9 +3,12 @@ import pytest
 import torch
 from PIL import Image
 
-from util.data import BatchOrder, PictureFolder, make_loader
+from util.data import BatchOrder, PictureFolder, PictureSet, find_bad, make_loader
 from util.dist import World
 from util.errors import UserError
+from util.folders import class_folders
+
+ALONE = World()
 
 
 @pytest.fixture
@@ -66,6 +69,83 @@ def test_order_can_begin_in_the_middle_and_changes_with_the_epoch():
     assert list(order) == first[3:]
     order.start, order.epoch = 0, 1
     assert [i for b in order for _, i in b] != [i for b in first for _, i in b]
+
+
+def test_where_an_epoch_begins_is_settled_when_it_is_iterated():
+    """The engine takes an iterator, then sets `start` back for the next epoch, then asks for a batch."""
+    order = BatchOrder(20, 4, World(), 0, True)
+    whole = list(order)
+    order.start = 3
+    batches = iter(order)
+    order.start = 0
+    assert list(batches) == whole[3:]
+
+
+def training_set(folder) -> PictureSet:
+    return PictureSet(class_folders(folder), 8, seed=1, flip=True, replace_bad=True)
+
+
+def epoch_of(data, epoch=0, workers=0, world=ALONE, batch_size=4) -> list:
+    """The batches of an epoch as lists, and what is bad."""
+    loader = make_loader(data, batch_size, world, shuffled=data.replace_bad, num_workers=workers, pin_memory=False)
+    loader.batch_sampler.epoch = epoch
+    batches = [(levels.flatten(1).tolist(), labels.tolist(), indices.tolist()) for levels, labels, indices in loader]
+    return batches, loader.gather_bad()
+
+
+def damage(folder, *names) -> None:
+    for name in names:
+        (folder / name).write_bytes(b"bad")
+
+
+def test_batches_with_bad_pictures_do_not_depend_on_workers(folder):
+    damage(folder, "cat/1.png", "cat/2.png", "dog/4.png")
+    alone, bad = epoch_of(training_set(folder), epoch=3, batch_size=5)
+    assert (alone, bad) == epoch_of(training_set(folder), epoch=3, batch_size=5, workers=2)
+    assert [line.split(":")[0] for line in bad] == [str(folder / name) for name in ("cat/1.png", "cat/2.png", "dog/4.png")]
+    asked = [i for batch in BatchOrder(10, 5, World(), 1, True).batches(3, 0) for _, i in batch]
+    stand_in = {1: 3, 2: 3, 9: 0}  # the next picture that can be read, after the last the first
+    assert [i for _, _, indices in alone for i in indices] == [stand_in.get(i, i) for i in asked]
+
+
+def test_two_processes_with_bad_pictures_see_the_batches_of_one(folder):
+    damage(folder, "cat/1.png", "dog/4.png")
+    one, _ = epoch_of(training_set(folder), batch_size=4)
+    (first, _), (second, _) = (epoch_of(training_set(folder), world=World(rank, 2), batch_size=2) for rank in (0, 1))
+    assert [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(first, second, strict=True)] == [list(b) for b in one]
+
+
+def test_a_bad_picture_is_told_once(folder):
+    damage(folder, "cat/1.png")
+    loader = make_loader(training_set(folder), 5, World(), shuffled=True, num_workers=0, pin_memory=False)
+    list(loader)
+    assert len(loader.gather_bad()) == 1
+    damage(folder, "dog/0.png")
+    loader.batch_sampler.epoch = 1
+    list(loader)
+    assert [line.split(":")[0] for line in loader.gather_bad()] == [str(folder / "dog" / "0.png")]
+    assert loader.known_bad == {1, 5}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_in_validation_a_bad_picture_is_left_out_even_where_a_batch_is_all_bad(folder, workers):
+    damage(folder, *(f"cat/{i}.png" for i in (0, 1, 2, 4)))
+    batches, bad = epoch_of(PictureSet(class_folders(folder), 8, seed=0), batch_size=3, workers=workers)
+    assert [indices for _, _, indices in batches] == [[3, 5], [6, 7, 8], [9]]
+    assert len(bad) == 4
+
+
+def test_nothing_but_bad_pictures_is_an_error(folder):
+    damage(folder, *(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(5)))
+    with pytest.raises(UserError, match=r"png: cannot be read .*; and so are the 9 pictures after it"):
+        epoch_of(training_set(folder))
+
+
+def test_find_bad_reads_all_in_parallel(folder, capsys):
+    source = class_folders(folder)
+    assert find_bad(source, World(), 2) == []
+    damage(folder, "dog/1.png", "cat/4.png")
+    assert [line.split(":")[0] for line in find_bad(source, World(), 2)] == [source.paths[4], source.paths[6]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -60,7 +60,10 @@ def test_packing_that_was_killed_goes_on_and_ends_with_the_same_bytes(folder, tm
     (folder / "train" / "b" / "59.png").write_bytes(b"bad")
     monkeypatch.setattr(dataset_tool, "BATCH", 1)
     assert tool("pack", folder, tmp_path / "whole", "--img_size", 8) == 0
-    killed, slowly = tmp_path / "killed" / "train", "from util import dataset_tool as t; import time; t.BATCH = 1; write = t.write_json"
+    killed, slowly = (
+        tmp_path / "killed" / "train",
+        "from util import dataset_tool as t; import time; t.BATCH = 1; write = t.write_json",
+    )
     slowly += "; t.write_json = lambda *a: (time.sleep(0.02), write(*a)); t.main()"
     command = [sys.executable, "-c", slowly, "pack", folder, tmp_path / "killed", "--img_size", "8", "--num_workers", "0"]
     process = subprocess.Popen(list(map(str, command)), cwd=Path(__file__).parent.parent, stderr=subprocess.PIPE)

@@ -64,7 +64,9 @@ def test_transparent_palette_entries_become_white(tmp_path):
 def test_exif_rotation_is_applied(orientation, as_shown, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(np.array([[0, 85], [170, 255]], np.uint8)).resize((16, 16), 0).save(tmp_path / "a.jpg", exif=exif, quality=100)
+    Image.fromarray(np.array([[0, 85], [170, 255]], np.uint8)).resize((16, 16), 0).save(
+        tmp_path / "a.jpg", exif=exif, quality=100
+    )
     shown = pixels(open_rgb(tmp_path / "a.jpg"))[4::8, 4::8, 0]
     assert abs(shown - as_shown).max() <= 1
 

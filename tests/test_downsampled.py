@@ -65,7 +65,9 @@ def test_training_from_ten_batches(tmp_path):
     assert train.name(55).endswith("train_data_batch_10, row 1")
     assert (train.levels(55, 8) == random_levels(6, 8, 10)[1]).all()
     log = train_tiny(tmp_path, tmp_path / "out")
-    assert "downsampled ImageNet, 10 files of 8 px and downsampled ImageNet, 1 file of 8 px, 3 classes, 60 + 6" in log[0]["note"]
+    assert (
+        "downsampled ImageNet, 10 files of 8 px and downsampled ImageNet, 1 file of 8 px, 3 classes, 60 + 6" in log[0]["note"]
+    )
     assert score(log, "val/num_pictures") == 6
 
 
@@ -136,7 +138,9 @@ def test_the_hostile_pickles_do_run_elsewhere(tmp_path):
 def test_an_array_whose_dtype_lies_about_objects_is_refused_before_numpy_sees_it(tmp_path):
     """np.dtype('O') with its flags cleared would make ndarray.__setstate__ take raw bytes for pointers."""
     dtype = b"cnumpy\ndtype\n(S'O8'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI0\ntb"
-    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I1\nt" + dtype + b"I00\nU\x08AAAAAAAAtb"
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I1\nt" + dtype + b"I00\nU\x08AAAAAAAAtb"
+    )
     (tmp_path / "val_data").write_bytes(b"(dS'data'\n" + array + b"sS'labels'\n(lI1\nas.")
     with pytest.raises(UserError, match="an array of 'O8', not of whole numbers"):
         read_batch(tmp_path / "val_data")

@@ -79,7 +79,9 @@ def test_a_flat_val_without_train_takes_its_classes_from_the_list(imagenet):
 
 
 def test_what_a_flat_val_misses_is_said(imagenet):
-    with pytest.raises(UserError, match=r"val: its 5 pictures are in no class folders.* put one of val_annotations.txt, LOC_val"):
+    with pytest.raises(
+        UserError, match=r"val: its 5 pictures are in no class folders.* put one of val_annotations.txt, LOC_val"
+    ):
         open_split(imagenet, "val")
     wrong = {
         "imagenet_2012_validation_synset_labels.txt": ("n01443537\n" * 4, "has 4 lines for 5 pictures"),

@@ -77,7 +77,10 @@ def damage_manifest(folder):
     [
         (lambda folder: (folder / "pack.json").unlink(), "packing was interrupted; run the same dataset_tool pack command"),
         (lambda folder: (folder / "pictures.npy").unlink(), "the pack is damaged"),
-        (lambda folder: (folder / "pictures.npy").write_bytes((folder / "pictures.npy").read_bytes()[:-1]), "the pack is damaged"),
+        (
+            lambda folder: (folder / "pictures.npy").write_bytes((folder / "pictures.npy").read_bytes()[:-1]),
+            "the pack is damaged",
+        ),
         (lambda folder: (folder / "names.json").write_text("[]"), "the pack is damaged"),
         (lambda folder: np.save(folder / "labels.npy", np.array([print], dtype=object)), "the pack is damaged"),
         (damage_manifest, r"the pack is damaged \(pictures.npy is uint8 \(12, 3, 8, 8\), not uint8 \(12, 3, 16, 16\)\)"),
