@@ -211,6 +211,8 @@ def compute_nll(
                 rows.append((indices, {name: value.cpu().double() for name, value in bits.items()}))
                 published.append((loss.item() * len(pictures), len(pictures)))
     gathered = [row for part in dist.gather(rows) for row in part]
+    if not gathered:
+        raise UserError(f"none of the {len(loader.dataset)} validation pictures can be read; see dataset_tool check")
     indices = torch.cat([index for index, _ in gathered])
     order = indices.argsort(stable=True)  # float sums do not depend on who measured which picture
     names = gathered[0][1]

@@ -49,6 +49,14 @@ def test_batches_of_every_format_give_their_rows_and_labels(protocol, tmp_path):
     assert isinstance(source.blocks[0], Mapped) == in_the_file
 
 
+def test_rows_are_not_taken_from_a_place_in_the_file_that_only_begins_like_them(tmp_path):
+    content = batch()
+    preview = {"preview": content["data"][[0, 0, 0, 0, 0, 0]], **content}
+    (tmp_path / "val_data").write_bytes(pickle.dumps(preview, protocol=4))
+    source = open_split(tmp_path, "val")
+    assert (source.levels(5, 8) == random_levels(6, 8)[5]).all()
+
+
 def test_a_mapped_source_travels_to_another_process_without_its_pictures(tmp_path):
     np.savez(tmp_path / "val_data.npz", data=np.tile(batch()["data"], (100, 1)), labels=np.tile(LABELS, 100))
     source = open_split(tmp_path, "val")

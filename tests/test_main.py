@@ -298,6 +298,15 @@ def test_bad_pictures_are_skipped_named_and_counted(data, tmp_path, capsys):
     assert f"bad picture 1, skipped: {tmp_path}/val/class0/00.png" in err
 
 
+def test_a_validation_set_that_is_all_bad_is_one_line(tmp_path, capsys):
+    write_pictures(tmp_path / "val", 1)
+    for path in (tmp_path / "val").glob("*/*.png"):
+        path.write_bytes(b"broken")
+    with pytest.raises(SystemExit, match="2"):
+        run(f"{TINY} --evaluate_nll", data_path=tmp_path, output_dir=tmp_path / "out")
+    assert "error: none of the 3 validation pictures can be read" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_strict_data_stops_at_the_start(data, tmp_path, capsys):
     write_pictures(tmp_path / "train", 4)
     (tmp_path / "val").symlink_to(data / "val")

@@ -75,7 +75,6 @@ def read_labels(path: Path, files: list[str], classes: list[str]) -> tuple[list[
     """
     lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     rows = [re.split(r"[\t,]|\s+(?=\S+$)", line.strip(), maxsplit=1) for line in lines if line.strip()]
-    rows = [row for row in rows if row[0] != "ImageId"]  # Kaggle's heading
     if all(len(row) == 1 for row in rows):
         if len(rows) != len(files):
             raise UserError(f"{path}: has {len(rows)} lines for {len(files)} pictures; it must have one for each")

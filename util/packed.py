@@ -9,6 +9,7 @@ it meets the same pictures in the same order as training from the files.
 
 import json
 import os
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,16 +36,19 @@ class Packed(Source):
             manifest = json.loads((folder / MANIFEST).read_text())
             pictures = np.load(folder / PICTURES, mmap_mode="r", allow_pickle=False)
             labels = np.load(folder / LABELS, allow_pickle=False)
-            self.names = json.loads((folder / NAMES).read_text())
             self.img_size = manifest["img_size"]
             shape = (len(labels), 3, self.img_size, self.img_size)
-            if pictures.dtype != np.uint8 or pictures.shape != shape or len(self.names) != len(labels):
+            if pictures.dtype != np.uint8 or pictures.shape != shape:
                 raise ValueError(f"{PICTURES} is {pictures.dtype} {pictures.shape}, not uint8 {shape}")
             self.bad = {int(index): reason for index, reason in manifest["bad"].items()}
             super().__init__(f"packed pictures of {self.img_size} px", labels, manifest["classes"])
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{folder}: the pack is damaged ({error}); remove it and pack again") from error
-        self.pictures = Mapped(str(folder / PICTURES), pictures.offset, shape)
+        self.folder, self.pictures = folder, Mapped(str(folder / PICTURES), pictures.offset, shape)
+
+    @cached_property
+    def names(self) -> list[str]:  # a million of them are not read unless someone asks
+        return json.loads((self.folder / NAMES).read_text())
 
     def name(self, index: int) -> str:
         return self.names[index]
