@@ -169,7 +169,7 @@ class Job:
         if (found := len(source.classes)) != args.class_num:
             what = f"{args.data_path}: {split} ({source.kind}) has {found} classes but --class_num is {args.class_num}"
             raise UserError(what if found else f"{what}; give --class_num 0 for an unconditional model")
-        if args.strict_data and (bad := find_bad(source, self.world, args.num_workers)):
+        if args.strict_data and (bad := find_bad(source, self.world, args.num_workers, self.world.is_main)):
             raise UserError(f"--strict_data: {len(bad)} bad picture(s) in {split}, the first: {bad[0]}")
         return dataset
 

@@ -137,7 +137,7 @@ def test_in_validation_a_bad_picture_is_left_out_even_where_a_batch_is_all_bad(f
 
 def test_nothing_but_bad_pictures_is_an_error(folder):
     damage(folder, *(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(5)))
-    with pytest.raises(UserError, match=r"png: cannot be read .*; and so are the 9 pictures after it"):
+    with pytest.raises(UserError, match=r"png: cannot be read .*\(and the 9 pictures after it are bad too\)"):
         epoch_of(training_set(folder))
 
 

@@ -126,11 +126,12 @@ def test_a_pack_of_other_pictures_is_not_written_over(folder, tmp_path, capsys):
         (["check", "x", "--img_size", "8"], "check takes DATA alone"),
         (["pack", "x", "y", "--img_size", "0"], "--img_size at least 1"),
         (["pack", "/nowhere", "y", "--img_size", "8"], "/nowhere/train: no such folder"),
+        (["pack", "FILES", "FILES", "--img_size", "8"], "files/train: holds other files (a); give another folder"),
     ],
 )
-def test_bad_commands_are_one_line_and_status_2(words, message, capsys):
+def test_bad_commands_are_one_line_and_status_2(words, message, folder, capsys):
     with pytest.raises(SystemExit) as stop:
-        dataset_tool.main(words)
+        dataset_tool.main([str(folder) if word == "FILES" else word for word in words])
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert message in error

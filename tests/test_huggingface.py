@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import random_levels, score, train_tiny
+from conftest import random_levels, save_picture, score, train_tiny
 from util.data import PictureSet, open_split
 from util.errors import UserError
 
@@ -70,6 +70,12 @@ def test_a_data_set_without_labels_is_without_classes(tmp_path):
     write_parquet(tmp_path, labels=False)
     source = open_split(tmp_path, "train")
     assert (source.classes, source.labels.tolist()) == ([], [0] * 6)
+
+
+def test_a_stray_table_beside_class_folders_does_not_hide_them(tmp_path):
+    save_picture(tmp_path / "train" / "cat" / "0.png", random_levels(1, 8)[0])
+    table(0).to_parquet(tmp_path / "notes.parquet")
+    assert open_split(tmp_path, "train").kind == "class folders"
 
 
 def test_labels_that_are_words_or_bare_numbers(tmp_path):

@@ -77,7 +77,7 @@ class PictureSet(Dataset):
                     bad[number] = str(error)
             else:
                 if self.replace_bad:
-                    raise UserError(f"{bad[index]}; and so are the {tries - 1} pictures after it")
+                    raise UserError(f"{bad[index]} (and the {tries - 1} pictures after it are bad too)")
         return batch, bad
 
 

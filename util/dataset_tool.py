@@ -19,6 +19,7 @@ from util.data import PictureSet, find_bad, make_loader, open_split
 from util.dist import World
 from util.errors import UserError
 from util.flags import Parser
+from util.meters import printable
 from util.packed import LABELS, MANIFEST, NAMES, PICTURES, PROGRESS, write_json
 from util.source import Source
 
@@ -36,7 +37,7 @@ def check(root: Path, splits: list[str], num_workers: int) -> int:
         except UserError as error:
             bad, summary = [str(error)], f"{split}: cannot be used"
         for line in [*bad, summary]:
-            print(line.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding))
+            print(printable(line))
         wrong += len(bad)
     return 1 if wrong else 0
 
@@ -64,6 +65,8 @@ def begin(folder: Path, source: Source, settings: dict) -> tuple[int, dict[int, 
     folder.mkdir(parents=True, exist_ok=True)
     found = next((folder / name for name in (MANIFEST, PROGRESS) if (folder / name).exists()), None)
     if found is None:
+        if others := {path.name for path in folder.iterdir()} - {LABELS, PICTURES, NAMES, NAMES + ".tmp", PROGRESS + ".tmp"}:
+            raise UserError(f"{folder}: holds other files ({min(others)}); give another folder to pack into")
         np.save(folder / LABELS, source.labels)
         write_json(folder / NAMES, names)
         with open(folder / PICTURES, "wb") as file:

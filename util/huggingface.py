@@ -15,7 +15,9 @@ IMAGES, LABELS = ("image", "img"), ("label", "labels", "fine_label")
 
 
 def is_huggingface(root: Path) -> bool:
-    return (root / "dataset_dict.json").is_file() or (root / "state.json").is_file() or bool(parquet_files(root))
+    """Parquet files beside a train/ folder are taken for somebody's notes on it."""
+    saved = any((root / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    return saved or (bool(parquet_files(root)) and not (root / "train").is_dir())
 
 
 def parquet_files(root: Path) -> list[Path]:
@@ -32,7 +34,7 @@ class HuggingFace(Source):
             raise UserError(f"{root}: to read a Hugging Face data set, pip install 'fractalgen[hf]'") from error
         self.root = root
         try:
-            self.split, table = open_split(datasets, root, split)
+            self.split, table = find_split(datasets, root, split)
         except UserError:
             raise
         except Exception as error:  # of pyarrow's, of datasets' and of the file system's many kinds
@@ -62,7 +64,7 @@ class HuggingFace(Source):
         return open_rgb(file, at_least, name=self.name(index))
 
 
-def open_split(datasets, root: Path, split: str):
+def find_split(datasets, root: Path, split: str):
     """The name of the split in this data set, and its table."""
     files = {}
     for path in parquet_files(root):

@@ -10,6 +10,12 @@ from tqdm import tqdm
 ON_BAR = ("train/loss", "train/images_per_s")
 
 
+def printable(line: str) -> str:
+    """A line that standard output can show: a file's name may be no text, or none that this terminal knows."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return line.encode(encoding, "backslashreplace").decode(encoding)
+
+
 class RunLog:
     """Log of one run in `folder`; on any process but the main one, all calls do nothing.
 
@@ -64,9 +70,7 @@ class RunLog:
     def say(self, line: str) -> None:
         """A line for a person, above the bar."""
         if self.enabled:
-            encoding = sys.stdout.encoding or "utf-8"  # a file's name may be no text, or none that this terminal can show
-            line = line.encode(encoding, "backslashreplace").decode(encoding)
-            tqdm.write(line, file=sys.stdout)
+            tqdm.write(printable(line), file=sys.stdout)
             sys.stdout.flush()
 
     def __enter__(self) -> "RunLog":
