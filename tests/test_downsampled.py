@@ -85,6 +85,12 @@ def test_with_map_clsloc_classes_are_the_synsets_as_folders_number_them(tmp_path
     source = open_split(tmp_path, "val")
     assert source.classes == ["n01443537", "n02100735", "n02119789"]
     assert source.labels.tolist() == [{1: 2, 2: 0, 3: 1}[label] for label in LABELS]
+    (tmp_path / "map_clsloc.txt").write_text("n02119789 1 kit_fox\nn01443537 2 goldfish\n")
+    with pytest.raises(UserError, match=r"map_clsloc.txt: has no line for label 3"):
+        open_split(tmp_path, "val")
+    (tmp_path / "map_clsloc.txt").write_text("1 n02119789 kit_fox\n")
+    with pytest.raises(UserError, match=r"'1 n02119789 kit_fox' is not a synset and its number"):
+        open_split(tmp_path, "val")
 
 
 def test_a_missing_batch_is_named(tmp_path):
@@ -94,6 +100,13 @@ def test_a_missing_batch_is_named(tmp_path):
         open_split(tmp_path, "train")
     with pytest.raises(UserError, match="has no batches of val/"):
         Downsampled(tmp_path, "val")
+
+
+def test_batches_of_different_sizes_are_refused(tmp_path):
+    np.savez(tmp_path / "train_data_batch_1.npz", **batch())
+    np.savez(tmp_path / "train_data_batch_2.npz", data=np.zeros((2, 3 * 16 * 16), np.uint8), labels=[1, 2])
+    with pytest.raises(UserError, match=r"batch_2.npz: its pictures are not of 8 px, as those of train_data_batch_1.npz"):
+        open_split(tmp_path, "train")
 
 
 class Call:
@@ -157,7 +170,7 @@ def test_an_array_whose_dtype_lies_about_objects_is_refused_before_numpy_sees_it
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(data=np.zeros((6, 100), np.uint8)), r"data is uint8 \(6, 100\), not uint8 with 3 \* side \* side columns"),
+        (dict(data=np.zeros((6, 100), np.uint8)), r"data is uint8 \(6, 100\), not uint8 rows of 3 \* side \* side"),
         (dict(data=np.zeros((6, 192))), r"(data is float64|an array of 'f8')"),
         (dict(labels=[0, 1, 2, 1, 2, 1]), "not 6 whole numbers from 1"),
         (dict(labels=[1, 2]), r"labels are int64 \(2,\), not 6"),

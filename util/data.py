@@ -123,8 +123,16 @@ class PictureLoader(DataLoader):
     known_bad  numbers of those that `gather_bad` has told of
     """
 
-    def __init__(self, dataset: PictureSet, **settings):
-        super().__init__(dataset, collate_fn=collate, **settings)
+    def __init__(self, dataset: PictureSet, order: BatchOrder, num_workers: int, pin_memory: bool):
+        super().__init__(
+            dataset,
+            batch_sampler=order,
+            num_workers=num_workers,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            generator=torch.Generator(),  # else each pass would draw from the generator that training uses
+        )
         self.bad: dict[int, str] = {}
         self.known_bad: set[int] = set()
 
@@ -159,14 +167,7 @@ def make_loader(
         raise UserError(
             f"batch_size {batch_size} on {world.size} process(es) is more than the {len(dataset)} training pictures"
         )
-    return PictureLoader(
-        dataset,
-        batch_sampler=order,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        persistent_workers=num_workers > 0,
-        generator=torch.Generator(),  # else each pass would draw from the generator that training uses
-    )
+    return PictureLoader(dataset, order, num_workers, pin_memory)
 
 
 def find_bad(source: Source, world: World, num_workers: int, progress_bar: bool = True) -> list[str]:

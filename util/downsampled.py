@@ -32,9 +32,11 @@ class Downsampled(Source):
         self.paths, self.blocks, labels = paths, [], []
         for path in paths:
             data, of_batch = read_batch(path)
+            if path != paths[0] and data.shape[1] != 3 * self.side**2:
+                raise UserError(f"{path}: its pictures are not of {self.side} px, as those of {paths[0].name}; keep one size")
+            self.side = math.isqrt(data.shape[1] // 3)
             self.blocks.append(in_file(path, data))
             labels.append(of_batch)
-        self.side = math.isqrt(data.shape[1] // 3)
         self.starts = np.cumsum([0, *map(len, labels)])
         numbers, classes = class_numbers(root, np.concatenate(labels))
         kind = f"downsampled ImageNet, {len(paths)} file{'s' * (len(paths) > 1)} of {self.side} px"
@@ -71,8 +73,8 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     batch = (read_npz if path.suffix == ".npz" else read_pickle)(path)
     data, labels = batch["data"], batch["labels"]
     side = math.isqrt(data.shape[-1] // 3) if data.ndim == 2 else 0
-    if data.dtype != np.uint8 or not side or data.shape[1] != 3 * side * side:
-        raise UserError(f"{path}: data is {data.dtype} {data.shape}, not uint8 with 3 * side * side columns")
+    if data.dtype != np.uint8 or not side or not len(data) or data.shape[1] != 3 * side * side:
+        raise UserError(f"{path}: data is {data.dtype} {data.shape}, not uint8 rows of 3 * side * side")
     if labels.shape != data.shape[:1] or labels.dtype.kind not in "iu" or labels.min(initial=1) < 1:
         raise UserError(f"{path}: labels are {labels.dtype} {labels.shape}, not {len(data)} whole numbers from 1")
     return data, labels.astype(np.int64)
@@ -91,7 +93,10 @@ def class_numbers(root: Path, labels: np.ndarray) -> tuple[np.ndarray, list[str]
     path = root / CLASS_LIST
     if not path.is_file():
         return labels - 1, [str(label) for label in range(1, labels.max(initial=0) + 1)]
-    synsets = {int(line.split()[1]): line.split()[0] for line in path.read_text().splitlines() if line.strip()}
+    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    if wrong := next((line for line in lines if len(line) < 2 or not line[1].isdecimal()), None):
+        raise UserError(f"{path}: {' '.join(wrong)!r} is not a synset and its number, as in 'n02119789 1 kit_fox'")
+    synsets = {int(line[1]): line[0] for line in lines}
     classes = sorted(synsets.values())
     if unknown := set(labels.tolist()) - synsets.keys():
         raise UserError(f"{path}: has no line for label {min(unknown)}")
