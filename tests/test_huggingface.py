@@ -86,6 +86,17 @@ def test_labels_that_are_words_or_bare_numbers(tmp_path):
         assert (source.classes, source.labels.tolist()) == (classes, [1, 0, 2])
 
 
+def test_parquet_that_another_program_wrote(tmp_path):
+    """Without Hugging Face's notes on the columns' types."""
+    from pyarrow import parquet
+
+    plain = table(0).data.table.replace_schema_metadata(None)
+    parquet.write_table(plain, tmp_path / "train.parquet")
+    source = open_split(tmp_path, "train")
+    assert (read(source) == random_levels(6, 8, 0)).all()
+    assert (source.classes, source.labels.tolist()) == (["0", "1", "2"], [0, 1, 2, 0, 1, 2])
+
+
 def test_what_is_missing_is_said(tmp_path, monkeypatch):
     datasets.DatasetDict(train=table(0)).save_to_disk(tmp_path / "saved")
     with pytest.raises(UserError, match="with the splits train; it needs one of validation, val, valid, test"):
