@@ -200,6 +200,8 @@ def compute_nll(
                 rows.append((indices, {name: value.cpu().double() for name, value in bits.items()}))
                 published.append((loss.item() * len(pictures), len(pictures)))
     gathered = [row for part in dist.gather(rows) for row in part]
+    if not gathered:
+        raise UserError(f"none of the {len(loader.dataset)} validation pictures can be read; see dataset_tool check")
     indices = torch.cat([index for index, _ in gathered])
     order = indices.argsort(stable=True)  # float sums do not depend on who measured which picture
     names = gathered[0][1]
@@ -237,7 +239,7 @@ def evaluate(
     others = {path.name for path in folder.glob("*.png")} - {f"{index:05d}.png" for index in range(num_images)}
     if others:
         raise UserError(f"{folder}: holds {len(others)} pictures that are none of these {num_images} ({min(others)}); empty it")
-    per_class = num_images // model.class_num
+    per_class = num_images // max(model.class_num, 1)
     mine = range(num_images)[world.rank :: world.size]
     began = time.perf_counter()
     with tqdm(
@@ -262,10 +264,11 @@ def draw(
     seed: int,
     autocast: AbstractContextManager,
 ) -> list[Image.Image]:
-    """RGB pictures number `indices` of `seed` for class `labels`."""
+    """RGB pictures number `indices` of `seed` for class `labels`, or unconditional ones where the model has no classes."""
     with autocast:
         pictures = model.generate(
-            labels,
+            labels if model.class_num else None,
+            num_pictures=len(indices),
             guidance_scale=settings.cfg,
             guidance_schedule=settings.cfg_schedule,
             num_inference_steps=settings.num_iter_list,

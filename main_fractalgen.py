@@ -9,12 +9,12 @@ import json
 import math
 import random
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 import engine_fractalgen as engine
 from models import fractalgen
@@ -23,7 +23,7 @@ from models.guidance import SCHEDULES, Guidance
 from models.sampling import validate_num_iters
 from trainer_fractalgen import Training
 from util import checkpoint, dist
-from util.data import PictureFolder, make_loader
+from util.data import PictureLoader, PictureSet, find_bad, make_loader, open_split
 from util.errors import UserError
 from util.flags import get_args_parser, has_bf16, make_writable, provenance
 
@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> None:
 
 RANGES = {
     "batch_size accum_iter epochs save_last_freq eval_freq nll_bsz nll_forward_number": (1, math.inf),
-    "num_images gen_bsz class_num chunk refresh save_every_steps keep_last": (1, math.inf),
-    "max_bad_steps start_epoch num_workers warmup_epochs lr blr min_lr weight_decay r_weight": (0, math.inf),
+    "num_images gen_bsz chunk refresh save_every_steps keep_last": (1, math.inf),
+    "class_num max_bad_steps start_epoch num_workers warmup_epochs lr blr min_lr weight_decay r_weight": (0, math.inf),
     "grad_clip": (1e-6, math.inf),
     "attn_dropout proj_dropout label_drop_prob ema_decay": (0, 1),
     "seed": (0, 2**31),  # NumPy's and torch's generators both take these, and a few more for the processes
@@ -108,7 +108,9 @@ def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
             if (value := getattr(args, name)) is not None and not low <= value <= high:
                 bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
                 raise UserError(f"--{name} {value} must be {bounds}")
-    if (args.evaluate_gen or args.online_eval) and args.num_images % args.class_num:
+    if args.class_num == 0 and args.cfg != 1:
+        raise UserError(f"--cfg {args.cfg} needs classes; with --class_num 0 leave it out")
+    if (args.evaluate_gen or args.online_eval) and args.num_images % max(args.class_num, 1):
         raise UserError(
             f"--num_images {args.num_images} must be a multiple of --class_num {args.class_num}: the same for each class"
         )
@@ -162,26 +164,39 @@ class Job:
             args.refresh,
         )
 
-    def data(self, split: str) -> PictureFolder:
-        args, folder = self.args, Path(self.args.data_path) / split
-        training = split == "train"
-        dataset = PictureFolder(
-            folder, args.img_size, flip=training and args.flip, seed=args.seed, fast=training and args.fast_decode
-        )
-        if len(dataset.classes) != args.class_num:
-            raise UserError(f"{folder} has {len(dataset.classes)} class folders but --class_num is {args.class_num}")
+    def data(self, split: str) -> PictureSet:
+        args, training = self.args, split == "train"
+        source = open_split(Path(args.data_path), split)
+        dataset = PictureSet(
+            source, args.img_size, seed=args.seed, flip=training and args.flip, fast=training and args.fast_decode,
+            replace_bad=training,
+        )  # fmt: skip
+        if (found := len(source.classes)) != args.class_num:
+            what = f"{args.data_path}: {split} ({source.kind}) has {found} classes but --class_num is {args.class_num}"
+            raise UserError(what if found else f"{what}; give --class_num 0 for an unconditional model")
+        if args.strict_data and (bad := find_bad(source, self.world, args.num_workers, self.world.is_main)):
+            raise UserError(f"--strict_data: {len(bad)} bad picture(s) in {split}, the first: {bad[0]}")
         return dataset
 
-    def loader(self, dataset: PictureFolder, batch_size: int, shuffled: bool) -> DataLoader:
+    def loader(self, dataset: PictureSet, batch_size: int, shuffled: bool) -> PictureLoader:
         pin = self.args.pin_mem and self.device.type != "cpu"
         workers = self.args.num_workers
         return make_loader(dataset, batch_size, self.world, shuffled=shuffled, num_workers=workers, pin_memory=pin)
 
-    def nll(self, model: fractalgen.FractalGen, loader: DataLoader) -> dict[str, float]:
-        return engine.compute_nll(
+    def tell_bad(self, loader: PictureLoader, say: Callable[[str], None]) -> int:
+        """Names the bad pictures that were met since the last call. Returns how many there are by now."""
+        new = loader.gather_bad()
+        for number, line in enumerate(new, len(loader.known_bad) - len(new) + 1):
+            say(f"bad picture {number}, skipped: {line}")
+        return len(loader.known_bad)
+
+    def nll(self, model: fractalgen.FractalGen, loader: PictureLoader, say: Callable[[str], None]) -> dict[str, float]:
+        """compute_nll of the pictures that can be read, and how many cannot."""
+        scores = engine.compute_nll(
             model, loader, passes=self.args.nll_forward_number, seed=self.args.seed,
             device=self.device, autocast=self.autocast, world=self.world,
         )  # fmt: skip
+        return {**scores, "num_bad_pictures": self.tell_bad(loader, say)}
 
     def generate(self, model: fractalgen.FractalGen, folder: Path) -> dict[str, float]:
         return engine.evaluate(
@@ -201,7 +216,10 @@ class Job:
         elif self.world.is_main:
             print("no --resume: the weights are random", file=sys.stderr)
         if args.evaluate_nll:
-            scores = self.nll(self.model, self.loader(self.data("val"), args.nll_bsz, shuffled=False))
+            pictures = self.data("val")
+            say = lambda line: print(line, file=sys.stderr) if self.world.is_main else None  # noqa: E731
+            say(f"{args.data_path}: {pictures.source.kind}, {len(pictures)} pictures in val")
+            scores = self.nll(self.model, self.loader(pictures, args.nll_bsz, shuffled=False), say)
             if self.world.is_main:
                 print(json.dumps(scores))
         if args.evaluate_gen:

@@ -28,7 +28,7 @@ class Training:
         self.job, self.step, self.place, self.saved_step = job, 0, (args.start_epoch, 0), None
         train_set, val_set = job.data("train"), job.data("val")
         if train_set.classes != val_set.classes:
-            raise UserError(f"{args.data_path}: train/ and val/ have different class folders")
+            raise UserError(f"{args.data_path}: train/ and val/ have different classes")
         self.train_loader = job.loader(train_set, args.batch_size, shuffled=True)
         self.val_loader = job.loader(val_set, args.nll_bsz, shuffled=False)
         batches = len(self.train_loader.batch_sampler)
@@ -56,8 +56,10 @@ class Training:
             dist.barrier()  # all have read what the first is about to tidy up and to write
             if job.world.is_main:
                 checkpoint.clean(job.output_dir)
-            train, val = (len(loader.dataset) for loader in (self.train_loader, self.val_loader))
-            self.log.say(f"{train} training and {val} validation pictures, {self.steps} steps an epoch, log: {job.output_dir}")
+            train, val = (loader.dataset for loader in (self.train_loader, self.val_loader))
+            kinds = " and ".join(dict.fromkeys(data.source.kind for data in (train, val)))
+            self.log.note(f"{job.args.data_path}: {kinds}, {len(train.classes)} classes, {len(train)} + {len(val)} pictures")
+            self.log.say(f"{self.steps} steps an epoch, log: {job.output_dir}")
             try:
                 self.epochs()
             except Interrupted as interrupted:
@@ -79,6 +81,8 @@ class Training:
                 max_bad_steps=args.max_bad_steps, after_step=partial(self.after_step, epoch),
             )  # fmt: skip
             final, end = epoch + 1 == args.epochs, (epoch + 1) * self.steps
+            if bad := job.tell_bad(self.train_loader, self.log.note):
+                self.log.record(end, {"train/bad_pictures": bad})
             evaluate = ((epoch + 1) % args.eval_freq == 0 or final) and not self.evaluated(end)
             if (epoch + 1) % args.save_last_freq == 0 or evaluate or final:
                 self.save(final)
@@ -107,9 +111,9 @@ class Training:
         job, args, log = self.job, self.job.args, self.log
         model = self.ema.module if self.ema else job.model
         with self.interrupt.immediately(), torch.compiler.set_stance("force_eager"):  # too many shapes to compile
-            scores = job.nll(model, self.val_loader)
+            scores = job.nll(model, self.val_loader, log.note)
             if job.world.is_main:
-                classes = np.linspace(0, args.class_num - 1, num=16).astype(int).tolist()
+                classes = np.linspace(0, max(args.class_num - 1, 0), num=16).astype(int).tolist()
                 pictures = engine.draw(model, classes, range(16), job.settings, args.seed, job.autocast)
                 log.picture(step, "samples", make_sheet(pictures, columns=8))
             dist.barrier()

@@ -76,6 +76,7 @@ class FractalGen(nn.Module, Pretrained):
         if level == 0:
             self.class_num, self.label_drop_prob = class_num, label_drop_prob
             self.class_emb = nn.Embedding(class_num, embed_dim_list[0])
+            self.class_emb.requires_grad_(class_num > 0)  # DDP waits for the gradient of every weight that wants one
             self.fake_latent = nn.Parameter(torch.empty(1, embed_dim_list[0]))
             for weight in (self.class_emb.weight, self.fake_latent):
                 nn.init.normal_(weight, std=0.02)
@@ -124,7 +125,12 @@ class FractalGen(nn.Module, Pretrained):
         return terms + self.next_fractal.terms(handed.pictures, handed.conds, choices)
 
     def conditions(self, labels: Tensor, label_drop: Tensor) -> list[Tensor]:
-        """Class labels (B,) int64 and which of them are dropped (B,) bool -> level 0's conditions, each (B, D)."""
+        """Class labels (B,) int64 and which of them are dropped (B,) bool -> level 0's conditions, each (B, D).
+
+        Without classes (`class_num` 0) the condition is always `fake_latent`.
+        """
+        if self.class_num == 0:
+            return [self.fake_latent.repeat(len(labels), 1)] * self.num_conds
         cond = torch.where(label_drop[:, None], self.fake_latent, self.class_emb(labels))
         return [cond] * self.num_conds
 

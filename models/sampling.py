@@ -143,6 +143,8 @@ def generate(
 def _check_labels(labels, class_num: int) -> list[int] | None:
     if labels is None:
         return None
+    if class_num == 0:
+        raise ValueError("the model has no classes: leave class_labels out, and give num_pictures")
     labels = labels.tolist() if hasattr(labels, "tolist") else labels
     labels = list(labels) if isinstance(labels, Iterable) else [labels]
     for label in labels:

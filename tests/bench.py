@@ -34,7 +34,9 @@ from models.generator import Mask
 from models.noise import Noise
 from models.prepared import Setup
 from util.crop import center_crop_arr
-from util.data import PictureFolder
+from util.data import PictureFolder, PictureSet
+from util.dataset_tool import pack
+from util.packed import Packed
 
 BF16 = torch.autocast("cpu", torch.bfloat16)
 FP32 = torch.autocast("cpu", enabled=False)
@@ -224,11 +226,14 @@ def training(model: FractalGen, name: str, args) -> dict[str, float]:
 
 
 def data(args) -> dict[str, float]:
-    """Pictures a second on one core, from 500 x 375 JPEGs; `plain`: torchvision's folder, ADM crop, tensor, normalise."""
+    """Pictures a second on one core, from 500 x 375 JPEGs; `plain`: torchvision's folder, ADM crop, tensor, normalise.
+
+    `pack`: the packed cache of the same.
+    """
     from sklearn.datasets import load_sample_images
 
     rng, result = np.random.default_rng(0), {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as packs:
         (Path(folder) / "class").mkdir()
         for i in range(40):
             x, y = rng.integers(0, 100), rng.integers(0, 40)
@@ -242,14 +247,17 @@ def data(args) -> dict[str, float]:
             steps += [transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
             plain = ImageFolder(folder, transforms.Compose(steps))
             exact, fast = (PictureFolder(Path(folder), size, flip=True, seed=0, fast=fast) for fast in (False, True))
+            pack(exact.source, Path(packs) / str(size), size, num_workers=0)
+            packed = PictureSet(Packed(Path(packs) / str(size)), size, flip=True, seed=0)
             variants = {
                 "plain": lambda plain=plain: [plain[i] for i in range(40)],
                 "exact": lambda exact=exact: [exact[0, i] for i in range(40)],
                 "fast_decode": lambda fast=fast: [fast[0, i] for i in range(40)],
+                "pack": lambda packed=packed: [packed[0, i] for i in range(40)],
             }
             seconds = interleaved(variants, max(args.repeats, 5))
             result |= {f"images_per_s_{size}_{key}": 40 / value for key, value in seconds.items()}
-            result |= {f"ratio_{size}_{key}": seconds["plain"] / seconds[key] for key in ("exact", "fast_decode")}
+            result |= {f"ratio_{size}_{key}": seconds["plain"] / seconds[key] for key in ("exact", "fast_decode", "pack")}
     return result
 
 

@@ -1,11 +1,13 @@
 """Fixtures and tiny models that several test files use."""
 
+import json
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest
 import torch
+from PIL import Image
 
 from models.fractalgen import FractalGen
 
@@ -48,6 +50,29 @@ def kind(request) -> str:
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+def train_tiny(data_path, output_dir, flags: str = "") -> list[dict]:
+    """Trains a tiny model of 8 px for an epoch through the command line. Returns the records of its log.txt."""
+    import main_fractalgen
+
+    settings = (
+        "--model fractalar_tiny_in8 --device cpu --amp off --num_workers 0 --batch_size 2 --nll_bsz 5 --epochs 1 "
+        f"--warmup_epochs 0 --lr 1e-3 --num_iter_list 4,16 --class_num 3 {flags}"
+    )
+    main_fractalgen.main([*settings.split(), "--data_path", str(data_path), "--output_dir", str(output_dir)])
+    return [json.loads(line) for line in (output_dir / "log.txt").read_text().splitlines()]
+
+
+def score(records: list[dict], name: str) -> float:
+    """The last figure of that name in a log."""
+    return [record[name] for record in records if name in record][-1]
+
+
+def save_picture(path, levels: torch.Tensor) -> None:
+    """uint8 (3, H, W) -> a file of the kind that its name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(levels.permute(1, 2, 0).numpy()).save(path)
 
 
 def random_levels(n: int, size: int, seed: int = 0) -> torch.Tensor:

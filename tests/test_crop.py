@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 
 from util.crop import center_crop_arr, fast_center_crop
-from util.data import PictureFolder, open_rgb
+from util.data import PictureFolder
+from util.decode import open_rgb
 
 
 @pytest.fixture

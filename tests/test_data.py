@@ -3,9 +3,12 @@ import pytest
 import torch
 from PIL import Image
 
-from util.data import BatchOrder, PictureFolder, make_loader, open_rgb
+from util.data import BatchOrder, PictureFolder, PictureSet, find_bad, make_loader
 from util.dist import World
 from util.errors import UserError
+from util.folders import class_folders
+
+ALONE = World()
 
 
 @pytest.fixture
@@ -16,54 +19,6 @@ def folder(tmp_path):
         for i in range(5):
             Image.new("L", (10, 12), 20 * i + 100 * (label == "dog")).save(tmp_path / label / f"{i}.png")
     return tmp_path
-
-
-def pixels(picture: Image.Image) -> np.ndarray:
-    assert picture.mode == "RGB"
-    return np.asarray(picture).astype(int)
-
-
-def test_grey_palette_and_cmyk_become_rgb(tmp_path):
-    colours = Image.new("RGB", (4, 4), (10, 200, 30))
-    colours.quantize(2).save(tmp_path / "palette.png")
-    colours.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
-    colours.convert("1").save(tmp_path / "bits.png")
-    Image.new("L", (4, 4), 77).save(tmp_path / "grey.png")
-    assert (pixels(open_rgb(tmp_path / "grey.png")) == 77).all()
-    assert abs(pixels(open_rgb(tmp_path / "cmyk.jpg")) - (10, 200, 30)).max() <= 3
-    assert abs(pixels(open_rgb(tmp_path / "palette.png")) - (10, 200, 30)).max() <= 1
-    assert set(pixels(open_rgb(tmp_path / "bits.png")).flatten()) <= {0, 255}
-
-
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    Image.fromarray(np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)).save(tmp_path / "deep.png")
-    assert (pixels(open_rgb(tmp_path / "deep.png"))[..., 0].flatten() == np.linspace(0, 255, 64).round()).all()
-
-
-def test_transparency_lies_over_white(tmp_path):
-    Image.new("RGBA", (2, 2), (255, 0, 0, 128)).save(tmp_path / "half.png")
-    Image.new("LA", (2, 2), (0, 0)).save(tmp_path / "clear.png")
-    assert abs(pixels(open_rgb(tmp_path / "half.png")) - (255, 127, 127)).max() <= 1
-    assert (pixels(open_rgb(tmp_path / "clear.png")) == 255).all()
-
-
-def test_exif_rotation_is_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned
-    Image.new("RGB", (6, 3)).save(tmp_path / "turned.jpg", exif=exif)
-    assert open_rgb(tmp_path / "turned.jpg").size == (3, 6)
-
-
-@pytest.mark.parametrize("content", [b"", b"not a picture", None], ids=["empty", "text", "truncated"])
-def test_an_unreadable_picture_is_named_in_one_line(folder, content):
-    path = folder / "cat" / "0.png"
-    if content is None:
-        Image.effect_noise((64, 64), 50).save(path)
-        content = path.read_bytes()[:2000]
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"cat/0.png: cannot be read as a picture") as error:
-        PictureFolder(folder, 8, flip=False, seed=0)[0, 0]
-    assert "\n" not in str(error.value)
 
 
 def test_items_are_uint8_crops_with_label_and_number(folder):
@@ -121,6 +76,83 @@ def test_order_can_begin_in_the_middle_and_changes_with_the_epoch():
     assert [i for b in order for _, i in b] != [i for b in first for _, i in b]
 
 
+def test_where_an_epoch_begins_is_settled_when_it_is_iterated():
+    """The engine takes an iterator, then sets `start` back for the next epoch, then asks for a batch."""
+    order = BatchOrder(20, 4, World(), 0, True)
+    whole = list(order)
+    order.start = 3
+    batches = iter(order)
+    order.start = 0
+    assert list(batches) == whole[3:]
+
+
+def training_set(folder) -> PictureSet:
+    return PictureSet(class_folders(folder), 8, seed=1, flip=True, replace_bad=True)
+
+
+def epoch_of(data, epoch=0, workers=0, world=ALONE, batch_size=4) -> list:
+    """The batches of an epoch as lists, and what is bad."""
+    loader = make_loader(data, batch_size, world, shuffled=data.replace_bad, num_workers=workers, pin_memory=False)
+    loader.batch_sampler.epoch = epoch
+    batches = [(levels.flatten(1).tolist(), labels.tolist(), indices.tolist()) for levels, labels, indices in loader]
+    return batches, loader.gather_bad()
+
+
+def damage(folder, *names) -> None:
+    for name in names:
+        (folder / name).write_bytes(b"bad")
+
+
+def test_batches_with_bad_pictures_do_not_depend_on_workers(folder):
+    damage(folder, "cat/1.png", "cat/2.png", "dog/4.png")
+    alone, bad = epoch_of(training_set(folder), epoch=3, batch_size=5)
+    assert (alone, bad) == epoch_of(training_set(folder), epoch=3, batch_size=5, workers=2)
+    assert [line.split(":")[0] for line in bad] == [str(folder / name) for name in ("cat/1.png", "cat/2.png", "dog/4.png")]
+    asked = [i for batch in BatchOrder(10, 5, World(), 1, True).batches(3, 0) for _, i in batch]
+    stand_in = {1: 3, 2: 3, 9: 0}  # the next picture that can be read, after the last the first
+    assert [i for _, _, indices in alone for i in indices] == [stand_in.get(i, i) for i in asked]
+
+
+def test_two_processes_with_bad_pictures_see_the_batches_of_one(folder):
+    damage(folder, "cat/1.png", "dog/4.png")
+    one, _ = epoch_of(training_set(folder), batch_size=4)
+    (first, _), (second, _) = (epoch_of(training_set(folder), world=World(rank, 2), batch_size=2) for rank in (0, 1))
+    assert [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(first, second, strict=True)] == [list(b) for b in one]
+
+
+def test_a_bad_picture_is_told_once(folder):
+    damage(folder, "cat/1.png")
+    loader = make_loader(training_set(folder), 5, World(), shuffled=True, num_workers=0, pin_memory=False)
+    list(loader)
+    assert len(loader.gather_bad()) == 1
+    damage(folder, "dog/0.png")
+    loader.batch_sampler.epoch = 1
+    list(loader)
+    assert [line.split(":")[0] for line in loader.gather_bad()] == [str(folder / "dog" / "0.png")]
+    assert loader.known_bad == {1, 5}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_in_validation_a_bad_picture_is_left_out_even_where_a_batch_is_all_bad(folder, workers):
+    damage(folder, *(f"cat/{i}.png" for i in (0, 1, 2, 4)))
+    batches, bad = epoch_of(PictureSet(class_folders(folder), 8, seed=0), batch_size=3, workers=workers)
+    assert [indices for _, _, indices in batches] == [[3, 5], [6, 7, 8], [9]]
+    assert len(bad) == 4
+
+
+def test_nothing_but_bad_pictures_is_an_error(folder):
+    damage(folder, *(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(5)))
+    with pytest.raises(UserError, match=r"png: cannot be read .*\(and the 9 pictures after it are bad too\)"):
+        epoch_of(training_set(folder))
+
+
+def test_find_bad_reads_all_in_parallel(folder, capsys):
+    source = class_folders(folder)
+    assert find_bad(source, World(), 2) == []
+    damage(folder, "dog/1.png", "cat/4.png")
+    assert [line.split(":")[0] for line in find_bad(source, World(), 2)] == [source.paths[4], source.paths[6]]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_gives_the_same_batches_with_any_number_of_workers(folder, workers):
     data = PictureFolder(folder, 8, flip=True, seed=1)
@@ -133,8 +165,8 @@ def test_loader_gives_the_same_batches_with_any_number_of_workers(folder, worker
     ("make", "message"),
     [
         (lambda path: None, "no such folder; --data_path must hold train/ and val/"),
-        (lambda path: path.mkdir(), "Couldn't find any class folder"),
-        (lambda path: (path / "cat").mkdir(parents=True), "Found no valid file for the classes cat"),
+        (lambda path: path.mkdir(), "there is no picture in it"),
+        (lambda path: (path / "cat").mkdir(parents=True), "there is no picture in it"),
     ],
 )
 def test_a_folder_without_pictures_is_an_error(tmp_path, make, message):

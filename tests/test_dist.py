@@ -38,6 +38,7 @@ def runs(tmp_path_factory):
             path = folder / "data" / split / str(i % 2) / f"{i:02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(levels.permute(1, 2, 0).numpy()).save(path)
+        (folder / "data" / split / "0" / "bad.png").write_bytes(b"no picture")
     common = f"{MODEL} --data_path {folder}/data --epochs 3 --warmup_epochs 0 --lr 3e-3 --eval_freq 3 --num_iter_list 4,16"
     launch(1, f"{common} --batch_size 8 --output_dir {folder}/one")
     launch(2, f"{common} --batch_size 4 --output_dir {folder}/two")
@@ -70,6 +71,13 @@ def test_two_processes_measure_each_validation_picture_once(runs):
     one, two = (log(runs / name)[-1] for name in ("one", "two"))
     assert one["val/num_pictures"] == two["val/num_pictures"] == 7
     assert one["val/bits_per_dim"] == pytest.approx(two["val/bits_per_dim"], rel=1e-3)
+
+
+def test_a_bad_picture_is_told_once_whichever_process_met_it(runs):
+    told = [[r["note"] for r in log(runs / name) if "bad picture" in r.get("note", "")] for name in ("one", "two")]
+    assert told[0] == told[1]
+    assert [note.split(":")[0] for note in told[0]] == ["bad picture 1, skipped"] * 2
+    assert [log(runs / name)[-1]["val/num_bad_pictures"] for name in ("one", "two")] == [1, 1]
 
 
 def test_two_processes_draw_the_pictures_of_one(runs):

@@ -47,6 +47,20 @@ def test_every_weight_gets_a_gradient(kind):
         assert weight.grad.any(), name
 
 
+def test_without_classes_the_condition_is_always_the_fake_latent(kind):
+    """Also in training, where labels are dropped at random; the empty table of classes wants no gradient (DDP)."""
+    model, same = (tiny_model(kind, class_num=n, attn_dropout=0.0, proj_dropout=0.0).train() for n in (0, 4))
+    assert model.class_emb.weight.shape == (0, 32)
+    model.load_state_dict({**same.state_dict(), "class_emb.weight": model.class_emb.weight})
+    masks = model.draw_masks(Noise.of_pictures(0, range(3), model.noise_sizes), train=True)
+    settings = dict(masks=masks, dither=0.0)
+    loss = model(pictures(), torch.zeros(3, dtype=torch.int64), label_drop=torch.zeros(3).bool(), **settings)
+    assert torch.equal(loss, same(pictures(), LABELS, label_drop=torch.ones(3).bool(), **settings))
+    loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == ["class_emb.weight"]
+    assert not model.class_emb.weight.requires_grad
+
+
 def test_checkpointing_changes_nothing(kind):
     results = []
     for checkpointing in (False, True):

@@ -233,12 +233,12 @@ def test_bad_data_folders(data, tmp_path, capsys):
     train = lambda: run(TRAIN, data_path=tmp_path, output_dir=tmp_path / "out")  # noqa: E731
     assert_refused(train, f"{tmp_path}/val: no such folder; --data_path must hold train/ and val/", capsys)
     (tmp_path / "val").mkdir()
-    assert_refused(train, "Couldn't find any class folder", capsys)
+    assert_refused(train, "there is no picture in it", capsys)
     write_pictures(tmp_path / "val", 1)
     (tmp_path / "val" / "class0").rename(tmp_path / "val" / "other")
-    assert_refused(train, "train/ and val/ have different class folders", capsys)
+    assert_refused(train, "train/ and val/ have different classes", capsys)
     assert_refused(lambda: run(TRAIN + " --class_num 5", data_path=data, output_dir=tmp_path / "out"),
-                   "has 3 class folders but --class_num is 5", capsys)  # fmt: skip
+                   "has 3 classes but --class_num is 5", capsys)  # fmt: skip
 
 
 def test_an_unreadable_picture_in_a_worker_is_one_line(data, tmp_path, capsys):
@@ -279,3 +279,59 @@ def test_checkpoints_that_cannot_be_used(trained, tmp_path, capsys):
 def test_an_output_folder_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert_refused(lambda: run(TRAIN, output_dir=tmp_path / "file" / "out"), "/file/out: cannot be written", capsys)
+
+
+def test_bad_pictures_are_skipped_named_and_counted(data, tmp_path, capsys):
+    write_pictures(tmp_path / "train", 4)
+    write_pictures(tmp_path / "val", 2)
+    (tmp_path / "train" / "class1" / "熊猫.png").write_bytes(b"broken")
+    (tmp_path / "val" / "class0" / "00.png").write_bytes(b"")
+    run(TRAIN, data_path=tmp_path, output_dir=tmp_path / "out")
+    said = capsys.readouterr().out
+    assert said.count(f"bad picture 1, skipped: {tmp_path}/train/class1/熊猫.png: cannot be read as a picture") == 1
+    assert said.count(f"bad picture 1, skipped: {tmp_path}/val/class0/00.png") == 1
+    assert [r["val/num_pictures"] for r in records(tmp_path / "out") if "val/num_pictures" in r] == [5]
+    assert [r["train/bad_pictures"] for r in records(tmp_path / "out") if "train/bad_pictures" in r] == [1, 1]
+    run(f"{TINY} --evaluate_nll", data_path=tmp_path, output_dir=tmp_path / "out", resume=tmp_path / "out")
+    out, err = capsys.readouterr()
+    assert json.loads(out)["num_bad_pictures"] == 1
+    assert f"bad picture 1, skipped: {tmp_path}/val/class0/00.png" in err
+
+
+def test_a_validation_set_that_is_all_bad_is_one_line(tmp_path, capsys):
+    write_pictures(tmp_path / "val", 1)
+    for path in (tmp_path / "val").glob("*/*.png"):
+        path.write_bytes(b"broken")
+    with pytest.raises(SystemExit, match="2"):
+        run(f"{TINY} --evaluate_nll", data_path=tmp_path, output_dir=tmp_path / "out")
+    assert "error: none of the 3 validation pictures can be read" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_strict_data_stops_at_the_start(data, tmp_path, capsys):
+    write_pictures(tmp_path / "train", 4)
+    (tmp_path / "val").symlink_to(data / "val")
+    run(TRAIN + " --strict_data --epochs 1", data_path=tmp_path, output_dir=tmp_path / "out")
+    capsys.readouterr()
+    (tmp_path / "train" / "class1" / "04.png").write_bytes(b"broken")
+    strict = lambda: run(TRAIN + " --strict_data", data_path=tmp_path, output_dir=tmp_path / "again")  # noqa: E731
+    assert_refused(strict, f"--strict_data: 1 bad picture(s) in train, the first: {tmp_path}/train/class1/04.png", capsys)
+    assert not (tmp_path / "again" / "log.txt").exists()
+
+
+def test_an_unconditional_model_goes_all_the_way(tmp_path, capsys):
+    for i, levels in enumerate(random_levels(12, 8)):
+        path = tmp_path / ("train" if i < 8 else "val") / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(levels.permute(1, 2, 0).numpy()).save(path)
+    flags = TRAIN.replace("--class_num 3", "--class_num 0")
+    assert_refused(lambda: run(TRAIN, data_path=tmp_path, output_dir=tmp_path / "out"),
+                   "train (pictures without classes) has 0 classes but --class_num is 3; give --class_num 0", capsys)  # fmt: skip
+    assert_refused(lambda: run(flags + " --cfg 2"), "--cfg 2.0 needs classes; with --class_num 0 leave it out", capsys)
+    run(flags + " --ema --online_eval --num_images 3", data_path=tmp_path, output_dir=tmp_path / "out")
+    evaluate = flags + " --evaluate_nll --evaluate_gen --num_images 5"
+    capsys.readouterr()
+    run(evaluate, data_path=tmp_path, output_dir=tmp_path / "out", resume=tmp_path / "out")
+    nll, generated = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (nll["num_pictures"], generated["num_images"]) == (4, 5)
+    assert len(list((tmp_path / "out" / "generated").glob("*.png"))) == 5
+    run(flags.replace("--epochs 2", "--epochs 3"), data_path=tmp_path, output_dir=tmp_path / "out", resume=tmp_path / "out")

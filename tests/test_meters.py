@@ -34,11 +34,20 @@ def test_a_terminal_shows_a_bar_with_loss_and_eta_and_validation_as_lines(tmp_pa
     assert "loss=1.5" in err.splitlines()[-1]
 
 
+def test_a_note_is_kept_and_a_name_that_is_no_text_can_be_said(tmp_path, capsys):
+    name = b"\xd0\xdc\xc3\xa8".decode(errors="surrogateescape") + "猫"  # "panda" in GBK: no UTF-8 at first, then an e by chance
+    with RunLog(tmp_path, enabled=True) as log:
+        log.note(name)
+    assert json.loads((tmp_path / "log.txt").read_text()) == {"note": name}
+    assert capsys.readouterr().out == "\\udcd0\\udcdcè猫\n"
+
+
 def test_other_processes_write_nothing(tmp_path, capsys):
     with RunLog(tmp_path, enabled=False) as log:
         log.start_epoch(0, 1, 1, 0)
         log.step()
         log.record(1, {"train/loss": 1.0})
         log.say("hello")
+        log.note("hello")
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().out == ""

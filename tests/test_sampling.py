@@ -81,6 +81,13 @@ def test_unconditional_pictures_need_no_labels():
     assert len(model.generate(**settings)) == 1
 
 
+def test_a_model_without_classes_draws_unconditional_pictures_only():
+    model = tiny_model("mar", class_num=0)
+    assert len(model.generate(num_pictures=2, **{**SETTINGS, "guidance_scale": 1.0})) == 2
+    with pytest.raises(ValueError, match="the model has no classes: leave class_labels out"):
+        model.generate([0], **SETTINGS)
+
+
 def test_defaults_are_the_models(monkeypatch):
     model = tiny_model("mar")
     asked = {}

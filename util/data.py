@@ -1,7 +1,8 @@
-"""Image folders: `train/` and `val/` with a folder per class, as uint8 crops, in an order that anyone can repeat.
+"""Pictures of any source as uint8 crops, in an order that anyone can repeat.
 
-The order of an epoch and every random flip are functions of (seed, epoch, picture number), whatever the number of
-processes or workers. Normalising happens on the device (util/pixels.py).
+The order of an epoch, every random flip and what stands in for a picture that cannot be read are functions of
+(seed, epoch, picture number), whatever the number of processes or workers. Normalising happens on the device
+(util/pixels.py).
 """
 
 from collections.abc import Iterator
@@ -9,81 +10,83 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
+from torch.utils.data import DataLoader, Dataset, default_collate
+from tqdm import tqdm
 
-from util.crop import center_crop_arr, fast_center_crop
+from util import dist
 from util.dist import World
+from util.downsampled import Downsampled, batch_files
 from util.errors import UserError
+from util.folders import class_folders, open_folders
+from util.huggingface import HuggingFace, is_huggingface
+from util.packed import Packed, is_pack
 from util.signals import ignore_in_worker
+from util.source import Source
+
+BAD_IN_A_ROW = 100  # so many bad pictures one after the other are a disk that is gone rather than bad pictures
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def open_rgb(path: str | Path, at_least: int | None = None) -> Image.Image:
-    """Any picture file -> RGB, 8 bits, upright, transparency over white. Raises UserError that names the file.
-
-    A JPEG is decoded at a half, a quarter or an eighth of its size, where its short side stays `at_least` so long.
-    """
-    try:
-        with Image.open(path) as image:
-            if at_least is not None:
-                image.draft(None, (at_least, at_least))
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot be read as a picture ({reason}); replace or remove the file") from error
+def open_split(root: Path, split: str) -> Source:
+    """Recognises what kind of data set lies in `root` and lists its "train" or "val". Raises UserError if it is none."""
+    if is_pack(root / split):
+        return Packed(root / split)
+    if any(batch_files(root, name) for name in ("train", "val")):
+        return Downsampled(root, split)
+    if is_huggingface(root):
+        return HuggingFace(root, split)
+    return open_folders(root, split)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any Pillow mode -> RGB, 8 bits; 16-bit values are scaled, transparency is laid over white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535 if image.mode.startswith("I") else 255  # Pillow opens 16-bit greys as "I;16" or "I"
-        levels = np.round(values.clip(0, top) * (255 / top)).astype(np.uint8)
-        return Image.fromarray(levels).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+class PictureSet(Dataset):
+    """Items (epoch, index) -> (levels uint8 (3, size, size), label, index). A bad picture raises UserError.
 
-
-class PictureFolder(Dataset):
-    """Items (epoch, index) -> (levels uint8 (3, size, size), label, index).
-
-    flip  mirror half of the pictures; fast  `fast_center_crop` instead of the ADM crop
+    flip         mirror half of the pictures; fast  `fast_center_crop` instead of the ADM crop
+    replace_bad  a batch takes the next picture that can be read in place of a bad one (training); else it is left out
     """
 
-    def __init__(self, root: Path, size: int, flip: bool, seed: int, fast: bool = False):
-        folder = scan(root)
-        self.samples, self.classes = folder.samples, folder.classes
-        self.size, self.flip, self.seed, self.fast = size, flip, seed, fast
+    def __init__(
+        self, source: Source, size: int, *, seed: int, flip: bool = False, fast: bool = False, replace_bad: bool = False
+    ):
+        if source.img_size not in (None, size):
+            raise UserError(f"these {source.kind} do not fit a model of {size} px; pack them with --img_size {size}")
+        if source.img_size and fast:
+            raise UserError(f"--fast_decode does not apply to {source.kind}; leave it out")
+        self.source, self.classes, self.size = source, source.classes, size
+        self.seed, self.flip, self.fast, self.replace_bad = seed, flip, fast, replace_bad
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.source)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
         epoch, index = item
-        path, label = self.samples[index]
-        if self.fast:
-            levels = fast_center_crop(open_rgb(path, at_least=2 * self.size), self.size)
-        else:
-            levels = torch.from_numpy(np.array(center_crop_arr(open_rgb(path), self.size))).permute(2, 0, 1).contiguous()
+        levels = self.source.levels(index, self.size, self.fast)
         if self.flip and np.random.default_rng((self.seed, epoch, index)).random() < 0.5:
             levels = levels.flip(2)
-        return levels, label, index
+        return levels, int(self.source.labels[index]), index
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> tuple[list, dict[int, str]]:
+        """What torch's loader calls: the items of a batch, and the bad pictures met, number -> what is wrong."""
+        batch, bad = [], {}
+        for epoch, index in items:
+            tries = min(BAD_IN_A_ROW, len(self)) if self.replace_bad else 1
+            for number in (i % len(self) for i in range(index, index + tries)):
+                try:
+                    batch.append(self[epoch, number])
+                    break
+                except UserError as error:
+                    bad[number] = str(error)
+            else:
+                if self.replace_bad:
+                    raise UserError(f"{bad[index]} (and the {tries - 1} pictures after it are bad too)")
+        return batch, bad
 
 
-def scan(root: Path) -> ImageFolder:
-    """Lists a folder of class folders, or raises UserError saying what is missing."""
-    layout = "--data_path must hold train/ and val/, each with a folder of pictures for every class"
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; {layout}")
-    try:
-        return ImageFolder(str(root))
-    except FileNotFoundError as error:
-        raise UserError(f"{root}: {str(error).splitlines()[0].rstrip('.')}; {layout}") from error
+class PictureFolder(PictureSet):
+    """The pictures of class folders in `root`."""
+
+    def __init__(self, root: Path, size: int, flip: bool, seed: int, fast: bool = False):
+        super().__init__(class_folders(root), size, seed=seed, flip=flip, fast=fast)
 
 
 class BatchOrder:
@@ -104,31 +107,79 @@ class BatchOrder:
         return self.length // self.together if self.shuffled else -(-self.length // self.together)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self.batches(self.epoch, self.start)  # as they are now: a generator would look at them later
+
+    def batches(self, epoch: int, start: int) -> Iterator[list[tuple[int, int]]]:
         order = np.arange(self.length)
         if self.shuffled:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
         end = self.length - (self.together - 1 if self.shuffled else 0)
-        for begin in range(self.start, end, self.together):
+        for begin in range(start, end, self.together):
             first = begin + self.world.rank * self.batch_size
-            if mine := [(self.epoch, int(index)) for index in order[first : first + self.batch_size]]:
+            if mine := [(epoch, int(index)) for index in order[first : first + self.batch_size]]:
                 yield mine
 
 
+class PictureLoader(DataLoader):
+    """Batches (levels uint8 (B, 3, H, H), labels (B,), indices (B,)); `batch_sampler` is the BatchOrder.
+
+    bad        number -> what is wrong, of the bad pictures that this process has met
+    known_bad  numbers of those that `gather_bad` has told of
+    """
+
+    def __init__(self, dataset: PictureSet, order: BatchOrder, num_workers: int, pin_memory: bool):
+        super().__init__(
+            dataset,
+            batch_sampler=order,
+            num_workers=num_workers,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=ignore_in_worker,
+            generator=torch.Generator(),  # else each pass would draw from the generator that training uses
+        )
+        self.bad: dict[int, str] = {}
+        self.known_bad: set[int] = set()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.without_bad(super().__iter__())  # workers start here, not at the first batch
+
+    def without_bad(self, batches: Iterator[tuple[Batch | None, dict[int, str]]]) -> Iterator[Batch]:
+        for batch, bad in batches:
+            self.bad.update(bad)
+            if batch is not None:
+                yield batch
+
+    def gather_bad(self) -> list[str]:
+        """What is wrong with the bad pictures that any process has met since the last call, by number; on every process."""
+        met = {number: reason for of_process in dist.gather(self.bad) for number, reason in of_process.items()}
+        new = sorted(met.keys() - self.known_bad)
+        self.known_bad.update(new)
+        return [met[number] for number in new]
+
+
+def collate(fetched: tuple[list, dict[int, str]]) -> tuple[Batch | None, dict[int, str]]:
+    items, bad = fetched
+    return tuple(default_collate(items)) if items else None, bad
+
+
 def make_loader(
-    dataset: PictureFolder, batch_size: int, world: World, *, shuffled: bool, num_workers: int, pin_memory: bool
-) -> DataLoader:
-    """Batches (levels uint8 (B, 3, H, H), labels (B,), indices (B,)); `loader.batch_sampler` is the BatchOrder."""
+    dataset: PictureSet, batch_size: int, world: World, *, shuffled: bool, num_workers: int, pin_memory: bool
+) -> PictureLoader:
+    """The loader of one process's share of each epoch."""
     order = BatchOrder(len(dataset), batch_size, world, dataset.seed, shuffled)
     if len(order) == 0:
         raise UserError(
             f"batch_size {batch_size} on {world.size} process(es) is more than the {len(dataset)} training pictures"
         )
-    return DataLoader(
-        dataset,
-        batch_sampler=order,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        persistent_workers=num_workers > 0,
-        worker_init_fn=ignore_in_worker,
-        generator=torch.Generator(),  # else each pass would draw from the generator that training uses
-    )
+    return PictureLoader(dataset, order, num_workers, pin_memory)
+
+
+def find_bad(source: Source, world: World, num_workers: int, progress_bar: bool = True) -> list[str]:
+    """Reads every picture, shared by all processes and their workers. On each of them: what is wrong with the bad ones."""
+    dataset = PictureSet(source, source.img_size or 8, seed=0)
+    loader = make_loader(dataset, 32, world, shuffled=False, num_workers=num_workers, pin_memory=False)
+    with tqdm(total=len(dataset), desc="checking", unit="picture", disable=None if progress_bar else True) as bar:
+        for _, _, indices in loader:
+            bar.update(len(indices) * world.size)
+    return loader.gather_bad()

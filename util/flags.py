@@ -41,7 +41,7 @@ def get_args_parser(description: str, models: Sequence[str], guidance_schedules:
     model.add_argument("--img_size", type=int, help="fixed by --model; may be left out")
     model.add_argument("--num_conds", type=int, help="fixed by --model; may be left out")
     model.add_argument("--guiding_pixel", action="store_true", default=None, help="fixed by --model; may be left out")
-    model.add_argument("--class_num", type=int, default=1000)
+    model.add_argument("--class_num", type=int, default=1000, help="0: an unconditional model")
     model.add_argument("--r_weight", type=float, default=5.0, help="weight of R in the training loss; G and B have 1")
     model.add_argument("--label_drop_prob", type=float, default=0.1)
     model.add_argument("--attn_dropout", type=float, default=0.1)
@@ -81,7 +81,8 @@ def get_args_parser(description: str, models: Sequence[str], guidance_schedules:
     train.add_argument("--eval_freq", type=int, default=40, help="epochs between bits/dim and sample grids")
 
     data = parser.add_argument_group("data")
-    data.add_argument("--data_path", default="./data/imagenet", help="holds train/ and val/, a folder for every class")
+    data.add_argument("--data_path", default="./data/imagenet", help="train/ and val/, a folder for each class (or see README)")
+    data.add_argument("--strict_data", action="store_true", help="read every picture first and stop if one is bad")
     data.add_argument("--fast_decode", action="store_true", help="training pictures at twice the speed, not quite the ADM crop")
     data.add_argument("--no_flip", action="store_false", dest="flip", help="no mirrored pictures (digits, text)")
     data.add_argument("--num_workers", type=int, default=10)

@@ -17,6 +17,12 @@ from util import dist
 ON_BAR = ("train/loss", "train/images_per_s")
 
 
+def printable(line: str) -> str:
+    """A line that standard output can show: a file's name may be no text, or none that this terminal knows."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return line.encode(encoding, "backslashreplace").decode(encoding)
+
+
 class RunLog:
     """Log of one run in `folder`; on any process but the main one, all calls do nothing.
 
@@ -79,10 +85,16 @@ class RunLog:
         except OSError as error:
             self.say(f"{self.folder}: figures could not be written ({error.strerror or error})")
 
+    def note(self, line: str) -> None:
+        """A line for a person that is worth keeping: also in log.txt."""
+        if self.enabled:
+            self.file.write(json.dumps({"note": line}) + "\n")
+            self.say(line)
+
     def say(self, line: str) -> None:
         """A line for a person, above the bar."""
         if self.enabled:
-            tqdm.write(line, file=sys.stdout)
+            tqdm.write(printable(line), file=sys.stdout)
             sys.stdout.flush()
 
     def __enter__(self) -> "RunLog":
