@@ -58,8 +58,6 @@ def run(args: argparse.Namespace) -> None:
     np.random.seed(args.seed + world.rank)
     random.seed(args.seed + world.rank)
     dist.connect(world, device, args.dist_url)
-    if world.is_main:
-        (output_dir / "settings.json").write_text(json.dumps(provenance(args), indent=2) + "\n")
     autocast = nullcontext()
     if args.amp != "off":
         autocast = torch.autocast(device.type, torch.bfloat16 if args.amp == "bf16" else torch.float16)

@@ -1,5 +1,6 @@
 """A run of training: optimiser, scaler and average, the loop over epochs, saving, stopping and going on."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import engine_fractalgen as engine
 from models.layers import Block, RotaryBlock
 from util import checkpoint, dist
 from util.errors import UserError, one_line
+from util.files import whole
+from util.flags import provenance
 from util.meters import RunLog
 from util.signals import Interrupt, Interrupted
 from util.visualize import make_sheet
@@ -56,6 +59,8 @@ class Training:
             dist.barrier()  # all have read what the first is about to tidy up and to write
             if job.world.is_main:
                 checkpoint.clean(job.output_dir)
+                with whole(job.output_dir / "settings.json") as temporary:
+                    temporary.write_text(json.dumps(provenance(job.args), indent=2) + "\n")
             train, val = (loader.dataset for loader in (self.train_loader, self.val_loader))
             kinds = " and ".join(dict.fromkeys(data.source.kind for data in (train, val)))
             self.log.note(f"{job.args.data_path}: {kinds}, {len(train.classes)} classes, {len(train)} + {len(val)} pictures")

@@ -88,7 +88,8 @@ class RunLog:
     def note(self, line: str) -> None:
         """A line for a person that is worth keeping: also in log.txt."""
         if self.enabled:
-            self.file.write(json.dumps({"note": line}) + "\n")
+            with self.though_the_disk_be_full():
+                self.file.write(json.dumps({"note": line}) + "\n")
             self.say(line)
 
     def say(self, line: str) -> None:

@@ -1,0 +1,233 @@
+"""What a run survives: real processes, really killed, stopped and starved.
+
+Each test trains a small model through the command line and compares weights, average, optimiser and generators bit for bit
+with the run that nothing happened to. The long versions (pytest -m faults) are for a person to start.
+"""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from conftest import random_levels
+from util import checkpoint
+
+ROOT = Path(__file__).parent.parent
+STEPS = 30  # 3 epochs of 10
+FLAGS = (
+    "--model fractalmar_tiny_in8 --class_num 2 --device cpu --amp off --ema --accum_iter 2 --epochs 3 --warmup_epochs 1 "
+    "--lr 1e-3 --num_iter_list 2,2 --eval_freq 9 --save_last_freq 9 --save_every_steps 1"
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for split, n in (("train", 82), ("val", 4)):  # 80 in batches, 2 over
+        for i, levels in enumerate(random_levels(n, 8)):
+            path = folder / split / str(i % 2) / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(levels.permute(1, 2, 0).numpy()).save(path)
+    return folder
+
+
+def start(data, out, *more: str, processes: int = 1, torchrun: str = "") -> subprocess.Popen:
+    """Training into `out`, going on with what is there."""
+    command = [sys.executable]
+    if processes > 1 or torchrun:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *torchrun.split()]
+    command += [str(ROOT / "main_fractalgen.py"), *FLAGS.split(), f"--batch_size={4 // processes}", "--num_workers=0"]
+    command += ["--data_path", str(data), "--output_dir", str(out), "--resume", str(out), *more]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == status, said[-3000:]
+    return said
+
+
+def steps_saved(out) -> int:
+    return max((int(path.stem.split("-")[1]) for path in out.glob("checkpoint-0*.pth")), default=0)
+
+
+def wait_for_step(out, step: int, process: subprocess.Popen) -> None:
+    while steps_saved(out) < step:
+        assert process.poll() is None, finish(process)
+        time.sleep(0.005)
+
+
+def assert_same_end(out, reference) -> None:
+    """Weights, average, optimiser and every generator, bit for bit."""
+    a, b = (checkpoint.load(folder / checkpoint.NAME) for folder in (out, reference))
+    assert a["step"] == b["step"] == STEPS
+    for content in (a, b):
+        del content["args"]
+
+    def equal(x, y) -> bool:
+        if isinstance(x, dict):
+            return x.keys() == y.keys() and all(equal(x[key], y[key]) for key in x)
+        if isinstance(x, (list, tuple)):
+            return len(x) == len(y) and all(map(equal, x, y))
+        return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+
+    assert [key for key in a if not equal(a[key], b[key])] == []
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The runs that nothing happens to, by the number of processes, saved at the end only."""
+    outs = {}
+    for processes in (1, 2):
+        outs[processes] = tmp_path_factory.mktemp("whole")
+        finish(start(data, outs[processes], "--save_every_steps=999", processes=processes))
+    return outs
+
+
+def kill_at_random_moments(data, out, kills: int, seed: int) -> int:
+    """Runs to the end, killed so often on the way. Returns how many kills fell into the writing of a checkpoint."""
+    rng, in_a_write = random.Random(seed), 0
+    for number in range(kills):
+        process = start(data, out)
+        goal = STEPS * (number + 1) // (kills + 2)
+        wait_for_step(out, max(goal, steps_saved(out) + 1), process)
+        time.sleep(rng.random() * 0.2)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        in_a_write += any(out.glob("*.tmp"))
+        if (out / checkpoint.NAME).exists():
+            checkpoint.load(out / checkpoint.NAME)
+        for path in out.glob("checkpoint-0*.pth"):
+            checkpoint.load(path)
+    finish(start(data, out))
+    assert not any(out.glob("*.tmp"))
+    return in_a_write
+
+
+def test_killed_three_times_a_run_ends_as_if_nothing_had_been(data, whole, tmp_path):
+    kill_at_random_moments(data, tmp_path, kills=3, seed=0)
+    assert_same_end(tmp_path, whole[1])
+
+
+@pytest.mark.faults
+def test_killed_24_times_a_run_ends_as_if_nothing_had_been(data, whole, tmp_path):
+    in_a_write = kill_at_random_moments(data, tmp_path, kills=24, seed=1)
+    print(f"24 kills, {in_a_write} of them during a write, 24 resumes, bit-identical end")
+    assert_same_end(tmp_path, whole[1])
+
+
+@pytest.mark.parametrize(("processes", "name"), [(1, "SIGUSR1"), (1, "SIGINT"), (2, "SIGTERM")])
+def test_a_signal_saves_and_ends_well_and_the_run_goes_on(data, whole, tmp_path, processes, name):
+    process = start(data, tmp_path, "--save_every_steps=999", processes=processes)
+    log = tmp_path / "log.txt"
+    while not log.exists() or '"step"' not in log.read_text():
+        assert process.poll() is None, finish(process)
+        time.sleep(0.01)
+    began = time.monotonic()
+    if processes == 1:
+        process.send_signal(getattr(signal, name))
+        said = finish(process)
+    else:  # one process is told, all stop; torchrun itself is not
+        worker = re.search(r"\d+", subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout)
+        os.kill(int(worker[0]), getattr(signal, name))
+        said = finish(process)
+    assert time.monotonic() - began < 30
+    assert re.search(rf"{name} at step \d+: stopped; --resume {tmp_path} goes on", said)
+    assert 0 < steps_saved(tmp_path) < STEPS
+    finish(start(data, tmp_path, "--save_every_steps=999", processes=processes))
+    assert_same_end(tmp_path, whole[processes])
+
+
+def kill_one_rank(data, out, step: int, rank: int) -> str:
+    """A rank is killed after `step`; torchrun's one restart must do."""
+    process = start(data, out, processes=2, torchrun="--max_restarts=1")
+    wait_for_step(out, step, process)
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(workers[rank]), signal.SIGKILL)
+    return finish(process)
+
+
+def test_torchrun_restarts_and_goes_on_where_a_rank_dies(data, whole, tmp_path):
+    said = kill_one_rank(data, tmp_path, step=7, rank=1)
+    assert re.search(r"resumed .*checkpoint-last.pth at step \d+", said)
+    assert_same_end(tmp_path, whole[2])
+
+
+@pytest.mark.faults
+def test_torchrun_restarts_ten_times_of_ten(data, whole, tmp_path):
+    for number in range(10):
+        kill_one_rank(data, tmp_path / str(number), step=2 + 2 * number, rank=number % 2)
+        assert_same_end(tmp_path / str(number), whole[2])
+
+
+def stop_in_the_middle(data, out) -> int:
+    """Returns the number of steps that the run had done."""
+    process = start(data, out)
+    wait_for_step(out, 13, process)
+    os.kill(process.pid, signal.SIGTERM)
+    finish(process)
+    return steps_saved(out)
+
+
+def test_another_number_of_processes_goes_on_with_the_same_order(data, whole, tmp_path):
+    at = stop_in_the_middle(data, tmp_path)
+    said = finish(start(data, tmp_path, "--save_every_steps=999", processes=2))
+    assert f"resumed {tmp_path}/checkpoint-last.pth at step {at}: epoch {at // 10}, {at % 10 * 8} of its pictures done" in said
+    assert "was written by 1 processes, now 2 (the order of the pictures stays; masks will differ): not bit for bit" in said
+    assert checkpoint.load(tmp_path / checkpoint.NAME)["step"] == STEPS
+
+
+@pytest.mark.parametrize("choice", ["continue", "stop"])
+def test_a_full_disk_keeps_the_old_checkpoint_and_does_as_told(data, whole, tmp_path, choice):
+    at = stop_in_the_middle(data, tmp_path)
+    size = (tmp_path / checkpoint.NAME).stat().st_size
+    flags = [*FLAGS.split(), "--batch_size=4", "--num_workers=0", "--on_save_error", choice]
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2},) * 2)"
+    script = f"{limit}; import main_fractalgen; main_fractalgen.main()"
+    paths = ["--data_path", str(data), "--output_dir", str(tmp_path), "--resume", str(tmp_path)]
+    result = subprocess.run(
+        [sys.executable, "-c", script, *flags, *paths],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2  # also where training went on: the last one was not written
+    step = STEPS if choice == "continue" else at + 1
+    error = f"the checkpoint of step {step} could not be written (File too large); what was there before is whole"
+    assert result.stderr.splitlines()[-1].endswith(error)
+    assert result.stdout.count("training goes on (--on_save_error continue)") == (STEPS - at if choice == "continue" else 0)
+    assert steps_saved(tmp_path) == checkpoint.load(tmp_path / checkpoint.NAME)["step"] == at
+    finish(start(data, tmp_path))
+    assert_same_end(tmp_path, whole[1])
+
+
+def test_a_damaged_newest_checkpoint_costs_one_interval_and_no_bit(data, whole, tmp_path):
+    at = stop_in_the_middle(data, tmp_path)
+    newest = tmp_path / f"checkpoint-{at:08d}.pth"
+    damaged = bytearray(newest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    newest.write_bytes(damaged)
+    said = finish(start(data, tmp_path))
+    assert f"{tmp_path}/checkpoint-last.pth: damaged, its SHA-256" in said
+    assert f"resumed {tmp_path}/checkpoint-{at - 1:08d}.pth at step {at - 1}" in said
+    assert_same_end(tmp_path, whole[1])
+
+
+def test_a_folder_of_another_run_is_not_overwritten(data, tmp_path):
+    finish(start(data, tmp_path, "--epochs=1"))
+    said = finish(start(data, tmp_path, "--resume="), status=2)
+    assert f"--output_dir {tmp_path} holds the checkpoints of another run; give --resume {tmp_path}" in said
+    assert json.loads((tmp_path / "settings.json").read_text())["settings"]["epochs"] == 1
