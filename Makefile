@@ -1,8 +1,9 @@
 # make demo   install, then train on real scans and draw digits       (RETRAIN=1 trains again)
-# make test   install, lint, run all tests
+# make test   install, lint, run all tests                       (JOBS=8 processes instead of 2)
 # make bench  install, measure against the slow twin     (BENCH="sampling --model fractalmar_in64", see tests/bench.py --help)
 PYTHON ?= python3
 VENV := .venv
+JOBS ?= 2
 RUN := $(VENV)/bin/python
 
 .PHONY: demo test bench lint clean
@@ -11,7 +12,7 @@ demo: $(VENV)/.installed
 	$(RUN) demo/digits.py $(if $(RETRAIN),--retrain)
 
 test: lint
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 
 bench: $(VENV)/.installed
 	$(RUN) tests/bench.py $(BENCH)

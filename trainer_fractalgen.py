@@ -29,6 +29,7 @@ class Training:
     def __init__(self, job):
         args, model = job.args, job.model
         self.job, self.step, self.place, self.saved_step = job, 0, (args.start_epoch, 0), None
+        self.origin = self.find_origin()
         train_set, val_set = job.data("train"), job.data("val")
         if train_set.classes != val_set.classes:
             raise UserError(f"{args.data_path}: train/ and val/ have different classes")
@@ -162,24 +163,29 @@ class Training:
         else:
             self.log.say(f"{error}; what was there before is whole, training goes on (--on_save_error continue)")
 
-    def resume(self) -> None:
-        """Takes up --resume, if there is something; after torchrun's restart what this job has written itself."""
-        job, args, log = self.job, self.job.args, self.log
-        own = job.output_dir / checkpoint.NAME
-        path = checkpoint.locate(args.resume) if args.resume else None
+    def find_origin(self) -> Path | None:
+        """The checkpoint to go on from: --resume; after torchrun's restart what this job has written itself; or none."""
+        job, args = self.job, self.job.args
+        own, path = job.output_dir / checkpoint.NAME, checkpoint.locate(args.resume) if args.resume else None
         if dist.restarts() and own.exists():
-            path = own
-        if own.exists() and (path is None or path.parent.resolve() != own.parent.resolve()):
+            return own
+        at_home = path is not None and path.parent.resolve() == job.output_dir.resolve()
+        if own.exists() and not at_home:
             raise UserError(
                 f"--output_dir {job.output_dir} holds the checkpoints of another run; give --resume {job.output_dir} to go on "
                 "with it, or another --output_dir"
             )
-        if path is None or (not path.exists() and path == own):
-            if path is not None:
-                log.say(f"{path} does not exist yet: starting afresh")
+        return None if at_home and path.name == own.name and not own.exists() else path
+
+    def resume(self) -> None:
+        """Takes up the checkpoint that there is to go on from, if any."""
+        job, args, log = self.job, self.job.args, self.log
+        if self.origin is None:
+            if args.resume:
+                log.say(f"{args.resume} holds no {checkpoint.NAME} yet: starting afresh")
             self.step = args.start_epoch * self.steps
             return
-        path, content = self.load(path)
+        path, content = self.load(self.origin)
         checkpoint.load_weights(job.model, content["model"], path)
         if self.ema:
             checkpoint.load_weights(self.ema.module, content.get("model_ema") or content["model"], path)

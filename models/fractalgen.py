@@ -76,7 +76,7 @@ class FractalGen(nn.Module, Pretrained):
         if level == 0:
             self.class_num, self.label_drop_prob = class_num, label_drop_prob
             self.class_emb = nn.Embedding(class_num, embed_dim_list[0])
-            self.class_emb.requires_grad_(class_num > 0)  # DDP waits for the gradient of every weight that wants one
+            self.class_emb.requires_grad_(bool(class_num > 0))  # DDP waits for the gradient of every weight that wants one
             self.fake_latent = nn.Parameter(torch.empty(1, embed_dim_list[0]))
             for weight in (self.class_emb.weight, self.fake_latent):
                 nn.init.normal_(weight, std=0.02)

@@ -15,7 +15,7 @@ def published(tmp_path):
     """A checkpoint of three classes, and another model's weights as its average."""
     model, average = (fractalgen.build(MODEL, class_num=3).eval() for _ in range(2))
     path = tmp_path / "checkpoint-last.pth"
-    checkpoint.save(path, {"model": model.state_dict(), "model_ema": average.state_dict(), "optimizer": {}, "epoch": 3})
+    torch.save({"model": model.state_dict(), "model_ema": average.state_dict(), "optimizer": {}, "epoch": 3}, path)
     return path, model, average
 
 

@@ -88,7 +88,7 @@ def write_pictures(source: Source, folder: Path, size: int, num_workers: int, do
     """Pictures `done` and after it, in order, and after each batch how far it came. Adds to `bad`."""
     dataset = PictureSet(source, size, seed=0)
     loader = make_loader(dataset, BATCH, World(), shuffled=False, num_workers=num_workers, pin_memory=False)
-    loader.batch_sampler.start = done // BATCH
+    loader.batch_sampler.start = done
     progress = json.loads((folder / PROGRESS).read_text())
     bytes_each = 3 * size * size
     with (

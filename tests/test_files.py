@@ -1,0 +1,23 @@
+import hashlib
+
+import pytest
+
+from util.files import sha256, whole
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    with whole(path) as temporary:
+        temporary.write_text("first")
+        assert not path.exists()
+    assert path.read_text() == "first"
+    with pytest.raises(ZeroDivisionError), whole(path) as temporary:
+        _ = temporary.write_text("half of the seco") / 0
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_sha256_is_the_one_of_the_library(tmp_path):
+    content = bytes(range(256)) * 9000  # more than a block
+    (tmp_path / "file").write_bytes(content)
+    assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()

@@ -1,0 +1,54 @@
+import os
+import signal
+import time
+
+import pytest
+
+from util.signals import SIGNALS, Interrupt, Interrupted, ignore_in_worker
+
+
+def tell(number) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_noted_and_afterwards_handled_as_before(number):
+    before = signal.getsignal(number)
+    with Interrupt() as interrupt:
+        assert interrupt.agreed() == 0
+        tell(number)
+        assert interrupt.agreed() == number
+        assert interrupt.name(number).startswith("SIG")
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_means_now_but_one_that_torchrun_doubles_does_not(monkeypatch):
+    with Interrupt() as interrupt:
+        tell(signal.SIGINT)
+        tell(signal.SIGINT)
+        now = time.monotonic()
+        monkeypatch.setattr("time.monotonic", lambda: now + 3)
+        with pytest.raises(KeyboardInterrupt):
+            tell(signal.SIGINT)
+        assert interrupt.agreed() == signal.SIGINT
+
+
+def test_an_evaluation_ends_at_once():
+    with Interrupt() as interrupt:
+        with pytest.raises(Interrupted, match="SIGTERM"), interrupt.immediately():
+            tell(signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM"), interrupt.immediately():
+            raise AssertionError("not reached: it was told before")
+    with Interrupt() as interrupt, pytest.raises(ZeroDivisionError), interrupt.immediately():
+        _ = 1 / 0
+
+
+def test_workers_ignore_what_the_training_process_handles():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    try:
+        ignore_in_worker()
+        for number in SIGNALS:
+            tell(number)
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)

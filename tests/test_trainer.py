@@ -1,0 +1,91 @@
+"""Going on in the middle of an epoch, in this process; tests/test_faults.py has other processes killed."""
+
+import os
+import shlex
+import signal
+
+import pytest
+import torch
+from test_faults import FLAGS, assert_same_end, data, steps_saved  # noqa: F401  data is a fixture
+
+import main_fractalgen
+from trainer_fractalgen import Training
+
+RUN = FLAGS.replace("--save_every_steps 1", "--batch_size 4 --seed 3")
+
+
+def run(data, out, flags: str, stop_after: int | None = None, monkeypatch=None) -> None:  # noqa: F811
+    """Trains into `out`; told to stop within step `stop_after`."""
+    if stop_after:
+        step = Training.after_step
+
+        def told(self, epoch, pictures):
+            if self.step + 1 == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            step(self, epoch, pictures)
+
+        monkeypatch.setattr(Training, "after_step", told)
+    paths = ["--data_path", str(data), "--output_dir", str(out), "--resume", str(out)]
+    main_fractalgen.main([*shlex.split(flags), *paths])
+    monkeypatch.undo() if monkeypatch else None
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):  # noqa: F811
+    outs = {}
+    for amp in ("off", "bf16"):
+        outs[amp] = tmp_path_factory.mktemp("whole")
+        run(data, outs[amp], f"{RUN} --amp {amp} --num_workers 0")
+    return outs
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("stop_after", [1, 10, 17])
+def test_stopped_after_any_step_a_run_ends_bit_for_bit_the_same(data, whole, tmp_path, monkeypatch, amp, stop_after):  # noqa: F811
+    run(data, tmp_path, f"{RUN} --amp {amp} --num_workers 0", stop_after, monkeypatch)
+    assert steps_saved(tmp_path) == stop_after
+    run(data, tmp_path, f"{RUN} --amp {amp} --num_workers 2")  # the workers change nothing
+    assert_same_end(tmp_path, whole[amp])
+
+
+def test_another_number_of_threads_is_said(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+    flags = f"{RUN} --amp off --num_workers 0"
+    run(data, tmp_path, flags, 29, monkeypatch)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        run(data, tmp_path, flags)
+    finally:
+        torch.set_num_threads(threads)
+    assert f"was written by {threads} threads, now {threads + 1} (sums will round differently)" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_was_cut_short_is_made_up_for_and_one_that_was_not_is_not_repeated(data, tmp_path, monkeypatch):  # noqa: F811
+    flags = f"{RUN} --amp off --num_workers 0"
+    evaluated, evaluate = [], main_fractalgen.Job.nll
+
+    def told(self, *args):
+        evaluated.append(0)
+        if len(evaluated) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, *args)
+
+    monkeypatch.setattr(main_fractalgen.Job, "nll", told)
+    for _ in range(3):
+        run(data, tmp_path, flags)
+    assert len(evaluated) == 2
+    assert "val/bits_per_dim" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_checkpoint_with_odd_training_state_is_one_line(data, tmp_path, capsys):  # noqa: F811
+    flags = f"{RUN} --amp off --num_workers 0 --epochs 1"
+    run(data, tmp_path / "a", flags)
+    content = torch.load(tmp_path / "a" / "checkpoint-last.pth", weights_only=False)
+    for number, odd in enumerate(({"optimizer": 3}, {"place": "x"}, {"random": [{"python": 1}]})):
+        torch.save({**content, **odd}, tmp_path / f"{number}.pth")
+        with pytest.raises(SystemExit, match="2"):
+            main_fractalgen.main([*shlex.split(flags), "--data_path", str(data), "--output_dir", str(tmp_path / f"b{number}"),
+                                  "--resume", str(tmp_path / f"{number}.pth")])  # fmt: skip
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        assert f"{number}.pth: its optimizer or random state is not of such a run" in line
