@@ -135,11 +135,11 @@ class Training:
         job, (epoch, pictures), error = self.job, self.place, None
         states = dist.gather(checkpoint.random_state(job.device))
         if job.world.is_main:
-            whole = pictures == self.steps * job.args.accum_iter * self.train_loader.batch_sampler.together
+            finished = pictures == self.steps * job.args.accum_iter * self.train_loader.batch_sampler.together
             content = {
                 "model": job.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "epoch": epoch if whole else epoch - 1,
+                "epoch": epoch if finished else epoch - 1,
                 "scaler": self.scaler.state_dict(),
                 "args": job.args,
                 "step": self.step,

@@ -124,7 +124,7 @@ def test_an_epoch_can_begin_in_the_middle(pictures, tmp_path):
 
 
 def test_float16_with_its_scaler(pictures, tmp_path):
-    model, log = tiny_model("mar"), RunLog(tmp_path, enabled=False)
+    model, log = tiny_model("mar"), RunLog(tmp_path, enabled=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # overflows at first: steps are skipped, the run goes on
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for _ in range(8):
@@ -132,6 +132,7 @@ def test_float16_with_its_scaler(pictures, tmp_path):
                                         autocast=torch.autocast("cpu", torch.float16), world=World(), log=log, max_bad_steps=40)  # fmt: skip
     assert math.isfinite(result["loss"])
     assert scaler.get_scale() < 2.0**40
+    assert json.loads((tmp_path / "log.txt").read_text().splitlines()[0])["train/skipped_steps"] == 4
     assert all(p.isfinite().all() for p in model.parameters())
 
 

@@ -63,9 +63,11 @@ def begin(folder: Path, source: Source, settings: dict) -> tuple[int, dict[int, 
     """Writes what is known without reading a picture, or reads how far a run before this one came: pictures done, the bad."""
     names = [source.name(i) for i in range(len(source))]
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.json.*.tmp"):  # of a run that was killed while it wrote
+        stale.unlink()
     found = next((folder / name for name in (MANIFEST, PROGRESS) if (folder / name).exists()), None)
     if found is None:
-        if others := {path.name for path in folder.iterdir()} - {LABELS, PICTURES, NAMES, NAMES + ".tmp", PROGRESS + ".tmp"}:
+        if others := {path.name for path in folder.iterdir()} - {LABELS, PICTURES, NAMES}:
             raise UserError(f"{folder}: holds other files ({min(others)}); give another folder to pack into")
         np.save(folder / LABELS, source.labels)
         write_json(folder / NAMES, names)

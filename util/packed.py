@@ -8,7 +8,6 @@ it meets the same pictures in the same order as training from the files.
 """
 
 import json
-import os
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from util.errors import UserError
+from util.files import whole
 from util.source import Mapped, Source
 
 MANIFEST, PROGRESS, PICTURES, LABELS, NAMES = "pack.json", "progress.json", "pictures.npy", "labels.npy", "names.json"
@@ -62,9 +62,5 @@ class Packed(Source):
 
 def write_json(path: Path, value) -> None:
     """All of it or nothing, and on the disk before this returns."""
-    partial = path.with_name(path.name + ".tmp")
-    with open(partial, "w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with whole(path) as temporary:
+        temporary.write_text(json.dumps(value))
