@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,9 +21,11 @@ from models.sampling import eval_mode
 from util import dist
 from util.dist import World
 from util.errors import UserError
+from util.gallery import Gallery, balanced
 from util.lr_sched import learning_rate
-from util.meters import BadSteps, RunLog, Window
+from util.meters import BadSteps, PeakMemory, RunLog, Window
 from util.pixels import normalize, to_pil
+from util.weights import fingerprint
 
 LOG_EVERY = 20  # steps; the only places in an epoch where the host waits for the device
 
@@ -229,31 +231,72 @@ def evaluate(
     seed: int,
     autocast: AbstractContextManager,
     world: World,
+    classes: Sequence[int] | None = None,
+    notes: dict | None = None,
     progress_bar: bool = True,
-) -> dict[str, float]:
-    """Writes `folder`/00000.png, 00001.png, …: the same number for each class, labels in order, shared by all processes.
+    say: Callable[[str], None] = print,
+) -> dict[str, float | None]:
+    """Draws `folder`/00000.png, 00001.png, …, as many as `num_images` and none more; what is there is not drawn again.
 
-    Picture i depends on (weights, settings, seed, i) alone. Returns the number of pictures and seconds a picture.
+    Picture i depends on (weights, settings, seed, i) alone, whichever process or job draws it (util/gallery.py).
+
+    classes  the same number of pictures of each, in this order; default all
+    notes    goes into manifest.json beside what decides the pictures
+    say      is told where memory ran out, and what was done about it
+
+    Returns the numbers of pictures and of those that this job drew, its seconds a picture and the most memory a process used.
+    Raises UserError where the folder was begun with other weights or settings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    others = {path.name for path in folder.glob("*.png")} - {f"{index:05d}.png" for index in range(num_images)}
-    if others:
-        raise UserError(f"{folder}: holds {len(others)} pictures that are none of these {num_images} ({min(others)}); empty it")
-    per_class = num_images // max(model.class_num, 1)
-    mine = range(num_images)[world.rank :: world.size]
-    began = time.perf_counter()
-    with tqdm(
-        total=len(mine), desc="pictures", unit="picture", disable=None if progress_bar and world.is_main else True
-    ) as bar:
-        for first in range(0, len(mine), batch_size):
-            indices = mine[first : first + batch_size]
-            labels = [index // per_class for index in indices]
-            for index, picture in zip(indices, draw(model, labels, indices, settings, seed, autocast), strict=True):
-                picture.save(folder / f"{index:05d}.png")
-            bar.update(len(indices))
+    classes = list(range(model.class_num)) if classes is None else classes
+    labels = balanced(classes or [0], num_images)
+    decisive = {key: value for key, value in asdict(settings).items() if key not in ("chunk", "compiled")}
+    device = model.fake_latent.device
+    with autocast:
+        autocasts = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+        precision = torch.get_autocast_dtype(device.type) if autocasts else model.generator.dtype
+    decisive |= {"precision": str(precision), "seed": seed, "classes": classes}
+    decisive |= {"weights_sha256": fingerprint(model.state_dict()), "img_sizes": model.img_size_list}
+    unit = min(batch_size, -(-num_images // world.size))
+    gallery = Gallery(
+        folder, num_images, decisive, {"chunk": settings.chunk, "compiled": settings.compiled, **(notes or {})}, unit
+    )
+    drawer, began, peak = Drawer(model, labels, settings, seed, autocast, say), time.perf_counter(), PeakMemory(device)
+    shown = None if progress_bar and world.is_main else True  # None: a bar on a terminal only
+    there = num_images - len(gallery.missing(range(num_images)))
+    with tqdm(total=num_images, initial=there, desc="pictures", unit="picture", disable=shown) as bar:
+        drawn = gallery.fill(drawer, batch_size, world.rank / world.size, lambda there: bar.update(there - bar.n))
     dist.barrier()
-    elapsed = time.perf_counter() - began
-    return {"num_images": num_images, "secs_per_image": elapsed / num_images}
+    gallery.close()
+    drawn, elapsed = sum(dist.gather(drawn)), time.perf_counter() - began
+    return {
+        "num_images": num_images,
+        "num_drawn": drawn,
+        "secs_per_image": elapsed / drawn if drawn else None,
+        "peak_gib": max(dist.gather(peak.gib())),
+    }
+
+
+class Drawer:
+    """Numbers of pictures -> pictures. Where memory runs out, it draws half as much at a time, from then on."""
+
+    def __init__(self, model: FractalGen, labels: Sequence[int], settings: SamplerSettings, seed: int, autocast, say):
+        self.model, self.labels, self.settings, self.seed = model, labels, settings, seed
+        self.autocast, self.say = autocast, say
+
+    def __call__(self, indices: Sequence[int]) -> list[Image.Image]:
+        while True:
+            try:
+                return draw(self.model, [self.labels[i] for i in indices], indices, self.settings, self.seed, self.autocast)
+            except RuntimeError as error:  # on a CPU torch has no class of its own for it
+                if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+                    raise
+            chunk = self.settings.chunk or 2 * len(indices)
+            if chunk == 1:
+                raise UserError(f"out of memory drawing {len(indices)} pictures, even with --chunk 1; give a smaller --gen_bsz")
+            self.settings = replace(self.settings, chunk=chunk // 2)
+            self.say(f"out of memory: from now on with --chunk {chunk // 2}")
+            if self.model.fake_latent.device.type != "cpu":
+                torch.accelerator.empty_cache()
 
 
 def draw(

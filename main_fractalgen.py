@@ -108,10 +108,14 @@ def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
                 raise UserError(f"--{name} {value} must be {bounds}")
     if args.class_num == 0 and args.cfg != 1:
         raise UserError(f"--cfg {args.cfg} needs classes; with --class_num 0 leave it out")
-    if (args.evaluate_gen or args.online_eval) and args.num_images % max(args.class_num, 1):
-        raise UserError(
-            f"--num_images {args.num_images} must be a multiple of --class_num {args.class_num}: the same for each class"
-        )
+    for label in args.class_labels or ():
+        if not 0 <= label < args.class_num:
+            raise UserError(f"--class_labels: {label} is none of the --class_num {args.class_num} classes, which count from 0")
+    if (args.evaluate_gen or args.online_eval) and args.num_images % (
+        count := len(args.class_labels or ()) or args.class_num or 1
+    ):
+        flag = "the number of --class_labels" if args.class_labels else "--class_num"
+        raise UserError(f"--num_images {args.num_images} must be a multiple of {flag} {count}: the same for each class")
     try:
         validate_num_iters(args.num_iter_list, len(preset.sizes) - 1)
         Guidance.create(args.cfg, args.cfg_schedule, args.temperature, args.filter_threshold)
@@ -199,7 +203,8 @@ class Job:
     def generate(self, model: fractalgen.FractalGen, folder: Path) -> dict[str, float]:
         return engine.evaluate(
             model, folder, self.settings, num_images=self.args.num_images, batch_size=self.args.gen_bsz,
-            seed=self.args.seed, autocast=self.autocast, world=self.world,
+            seed=self.args.seed, autocast=self.autocast, world=self.world, classes=self.args.class_labels,
+            notes={"begun_by": provenance(self.args)}, say=lambda line: print(line, file=sys.stderr),
         )  # fmt: skip
 
     def evaluate(self) -> None:

@@ -1,6 +1,7 @@
 import json
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -225,20 +226,84 @@ def test_published_nll_of_an_ar_model_is_its_bits_per_dim(pictures):
     assert scores["published_nll"] == pytest.approx(scores["bits_per_dim"], rel=1e-5)
 
 
+SETTINGS = engine.SamplerSettings((4, 2), 2.0, "linear", 1.0, 1e-4)
+
+
+def evaluate(model, folder, settings=SETTINGS, **more):
+    how = dict(num_images=8, batch_size=3, seed=0, autocast=nullcontext(), world=World(), progress_bar=False)
+    return engine.evaluate(model, folder, settings, **{**how, **more})
+
+
+def read(folder) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))])
+
+
 def test_evaluate_writes_numbered_pictures_the_same_number_of_each_class(tmp_path, monkeypatch):
     model = opinionated(tiny_model("mar"))
-    settings = engine.SamplerSettings((4, 2), 2.0, "linear", 1.0, 1e-4)
-    asked = []
-    plain = model.generate
+    asked, plain = [], model.generate
     monkeypatch.setattr(model, "generate", lambda labels, **how: asked.extend(labels) or plain(labels, **how))
-    kwargs = dict(num_images=8, seed=0, autocast=nullcontext(), progress_bar=False)
-    engine.evaluate(model, tmp_path / "a", settings, batch_size=3, world=World(), **kwargs)
+    result = evaluate(model, tmp_path / "a")
     assert asked == [0, 0, 1, 1, 2, 2, 3, 3]
-    for rank in (0, 1):  # two processes share the pictures, and each comes out the same
-        engine.evaluate(model, tmp_path / "b", settings, batch_size=8, world=World(rank, 2), **kwargs)
-    files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert files == [f"{i:05d}.png" for i in range(8)] == sorted(path.name for path in (tmp_path / "b").iterdir())
-    a, b = (np.stack([np.asarray(Image.open(tmp_path / folder / name)) for name in files]) for folder in "ab")
+    assert (result["num_images"], result["num_drawn"]) == (8, 8)
+    assert result["secs_per_image"] > 0
+    assert result["peak_gib"] > 0.01
+    assert evaluate(model, tmp_path / "a")["num_drawn"] == 0
+    for path in sorted((tmp_path / "a").glob("*.png"))[3:6]:
+        path.unlink()
+    before = read(tmp_path / "a")
+    assert evaluate(model, tmp_path / "a", batch_size=8)["num_drawn"] == 3
+    evaluate(model, tmp_path / "b", batch_size=8, world=World(1, 2))  # begins in the middle
+    a, b = read(tmp_path / "a"), read(tmp_path / "b")
+    assert len(a) == len(b) == 8
+    assert (a[[0, 1, 2, 6, 7]] == before).all()
     assert (a == b).mean() >= 0.999
-    with pytest.raises(UserError, match=r"a: holds 4 pictures that are none of these 4 \(00004.png\); empty it"):
-        engine.evaluate(model, tmp_path / "a", settings, batch_size=3, world=World(), **{**kwargs, "num_images": 4})
+
+
+def test_evaluate_refuses_a_folder_of_other_weights_or_settings(tmp_path):
+    model = opinionated(tiny_model("mar"))
+    evaluate(model, tmp_path, classes=[2, 1])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["settings"]["classes"] == [2, 1]
+    refused = dict(
+        seed=dict(seed=1), classes=dict(classes=[1, 2]), num_images=dict(num_images=4), cfg=dict(settings=replace(SETTINGS, cfg=3.0)),
+        precision=dict(autocast=torch.autocast("cpu", torch.bfloat16)),
+    )  # fmt: skip
+    for name, change in refused.items():
+        with pytest.raises(UserError, match=f"was begun with {name} "):
+            evaluate(model, tmp_path, **{"classes": [2, 1], **change})
+    with torch.no_grad():
+        model.fake_latent[0, 0] += 1e-6
+    with pytest.raises(UserError, match="was begun with weights_sha256 "):
+        evaluate(model, tmp_path, classes=[2, 1])
+    with torch.no_grad():
+        model.fake_latent[0, 0] -= 1e-6
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_where_memory_runs_out_less_is_drawn_together(tmp_path, monkeypatch, error):
+    model, said, chunks = opinionated(tiny_model("mar")), [], []
+    plain, fits = model.generate, 2
+
+    def generate(labels, **how):
+        chunks.append(how["chunk"])
+        if how["chunk"] is None or how["chunk"] > fits:
+            raise error
+        return plain(labels, **how)
+
+    monkeypatch.setattr(model, "generate", generate)
+    evaluate(model, tmp_path / "a", batch_size=4, say=said.append)
+    assert chunks == [None, 4, 2, 2]
+    assert said == ["out of memory: from now on with --chunk 4", "out of memory: from now on with --chunk 2"]
+    assert len(read(tmp_path / "a")) == 8
+    fits = 0
+    with pytest.raises(UserError, match="out of memory drawing 4 pictures, even with --chunk 1; give a smaller --gen_bsz"):
+        evaluate(model, tmp_path / "b", batch_size=4, say=said.append)
+
+
+def test_other_errors_of_drawing_are_not_taken_for_memory(tmp_path, monkeypatch):
+    model = tiny_model("mar")
+    monkeypatch.setattr(model, "generate", lambda *args, **how: (_ for _ in ()).throw(RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match="something else"):
+        evaluate(model, tmp_path)

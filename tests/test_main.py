@@ -118,7 +118,12 @@ def test_evaluate_gen_needs_no_data(trained, tmp_path, capsys):
     run(flags, output_dir=tmp_path, resume=trained)
     scores = json.loads(capsys.readouterr().out)
     files = sorted((tmp_path / "generated").iterdir())
-    assert [path.name for path in files] == [f"{i:05d}.png" for i in range(6)]
+    assert [path.name for path in files] == [*(f"{i:05d}.png" for i in range(6)), "manifest.json"]
+    begun_by = json.loads(files[-1].read_text())["begun_by"]
+    assert begun_by["settings"]["resume"] == str(trained)
+    assert begun_by["versions"]["torch"] == torch.__version__
+    run(f"{flags} --class_labels 2,0", output_dir=tmp_path / "some", resume=trained)
+    assert json.loads((tmp_path / "some" / "generated" / "manifest.json").read_text())["settings"]["classes"] == [2, 0]
     assert np.asarray(Image.open(files[0])).shape == (8, 8, 3)
     assert scores["num_images"] == 6
 
@@ -135,7 +140,9 @@ def test_generating_in_chunks_writes_the_same_pictures(trained, tmp_path, monkey
             output_dir=tmp_path / f"out{chunk}",
             resume=trained,
         )
-        written.append([np.asarray(Image.open(path)) for path in sorted((tmp_path / f"out{chunk}" / "generated").iterdir())])
+        written.append(
+            [np.asarray(Image.open(path)) for path in sorted((tmp_path / f"out{chunk}" / "generated").glob("*.png"))]
+        )
     assert chunks == [None, 3]
     assert (np.array(written[0]) == np.array(written[1])).mean() > 0.99  # products of other shapes round differently
 
@@ -194,6 +201,8 @@ BAD = {
     "conditions against preset": ("--model fractalmar_in64 --num_conds 1", "num_conds 1 contradicts model fractalmar_in64"),
     "guiding pixel against preset": ("--model fractalmar_in64 --guiding_pixel", "guiding_pixel True contradicts"),
     "number of images": ("--evaluate_gen --num_images 1500", "--num_images 1500 must be a multiple of --class_num 1000"),
+    "number of images of some": ("--evaluate_gen --num_images 5 --class_labels 1,2", "--num_images 5 must be a multiple of the number of --class_labels 2"),
+    "class that is none": ("--evaluate_gen --class_labels 1,1000", "--class_labels: 1000 is none of the --class_num 1000 classes"),
     "guidance below one": ("--cfg 0.5", "cfg) 0.5 is below 1"),
     "temperature": ("--temperature 0", "temperature 0.0 must be above 0"),
     "steps": ("--num_iter_list 64", "num_iter_list 64 must be 2 positive numbers"),

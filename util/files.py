@@ -8,16 +8,18 @@ from pathlib import Path
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; at the end it is on the disk and renamed: `path` is the old file or the
-    new one, never a part, also when the process is killed or the power fails."""
+def whole(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; at the end it is renamed: `path` is the old file or the new one, never a
+    part, also when the process is killed; and, if `durable`, on the disk before, for when the power fails."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        _to_disk(temporary)
+        if durable:
+            _to_disk(temporary)
         os.replace(temporary, path)
-        with suppress(OSError):  # not every system can
-            _to_disk(path.parent)
+        if durable:
+            with suppress(OSError):  # not every system can
+                _to_disk(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -96,6 +96,7 @@ def get_args_parser(description: str, models: Sequence[str], guidance_schedules:
     evaluation.add_argument("--evaluate_gen", action="store_true", help="write --num_images numbered PNGs and end")
     evaluation.add_argument("--online_eval", action="store_true", help="write them in training too, every --eval_freq")
     evaluation.add_argument("--num_images", type=int, default=50000)
+    evaluation.add_argument("--class_labels", type=number_list, help="classes to draw, the same number of each; default all")
     evaluation.add_argument("--gen_bsz", type=int, default=1024)
 
     sampling = parser.add_argument_group("sampling")

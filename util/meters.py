@@ -155,3 +155,19 @@ class BadSteps:
     def first(self) -> int:
         """The step with which the longest row began."""
         return int(self.where)
+
+
+class PeakMemory:
+    """The most memory that this process has used on `device` since this was made; on a CPU, since the process began."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        if device.type != "cpu":
+            torch.accelerator.reset_peak_memory_stats(device)
+
+    def gib(self) -> float:
+        if self.device.type != "cpu":
+            return torch.accelerator.max_memory_allocated(self.device) / 2**30
+        import resource  # which Windows lacks
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

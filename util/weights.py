@@ -1,5 +1,6 @@
 """Weights as safetensors, and the check that what a file called weights is nothing else."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -40,6 +41,15 @@ def plain(weights, path: Path, key: str = "model") -> dict[str, Tensor]:
     if not all(isinstance(name, str) and name.isprintable() and _is_ordinary(value) for name, value in items):
         raise UserError(f"{path}: not a checkpoint, it has no dict {key!r} of tensors")
     return dict(items)
+
+
+def fingerprint(weights: dict[str, Tensor]) -> str:
+    """SHA-256, in hex, of names, types, shapes and values: the same wherever and however they are kept."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _is_ordinary(value) -> bool:

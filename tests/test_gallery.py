@@ -1,0 +1,139 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from PIL import Image
+
+from util.errors import UserError
+from util.gallery import CLAIMS, MANIFEST, Gallery, balanced
+
+ROOT = Path(__file__).parent.parent
+
+
+def picture(index: int) -> Image.Image:
+    return Image.fromarray(np.full((4, 4, 3), index, np.uint8))
+
+
+def draw(indices):
+    return [picture(index) for index in indices]
+
+
+def pictures(folder) -> dict[str, int]:
+    return {path.name: int(np.asarray(Image.open(path)).mean()) for path in sorted(folder.glob("*.png"))}
+
+
+ALL = {f"{index:05d}.png": index for index in range(10)}
+
+
+def test_it_is_filled_once_and_says_how_it_came_about(tmp_path):
+    batches, seen = [], []
+    gallery = Gallery(tmp_path, 10, {"seed": 3}, {"versions": "x"}, unit=4)
+    drawn = gallery.fill(lambda indices: batches.append(indices) or draw(indices), batch_size=3, watch=seen.append)
+    gallery.close()
+    assert batches == [[0, 1, 2], [3], [4, 5, 6], [7], [8, 9]]
+    assert (drawn, seen[-1]) == (10, 10)
+    assert pictures(tmp_path) == ALL
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    assert manifest == {"settings": {"num_images": 10, "seed": 3}, "unit": 4, "versions": "x"}
+    assert len(list(tmp_path.iterdir())) == 11
+    again = Gallery(tmp_path, 10, {"seed": 3}, {"versions": "y"}, unit=2)
+    assert again.fill(lambda indices: pytest.fail("nothing is missing"), batch_size=3) == 0
+
+
+def test_only_what_is_missing_or_cut_is_drawn(tmp_path):
+    Gallery(tmp_path, 10, {}, {}, unit=4).fill(draw, 4)
+    (tmp_path / "00006.png").unlink()
+    cut = tmp_path / "00002.png"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    (tmp_path / "00009.png").write_bytes(b"")
+    (tmp_path / "00001.png.77.tmp").write_bytes(b"half")
+    drawn = []
+    Gallery(tmp_path, 10, {}, {}, unit=4).fill(lambda indices: drawn.extend(indices) or draw(indices), 4)
+    assert sorted(drawn) == [2, 6, 9]
+    assert pictures(tmp_path) == ALL
+    assert not any(path.suffix == ".tmp" for path in tmp_path.iterdir())
+
+
+def test_processes_begin_apart_and_leave_to_others_what_they_have_claimed(tmp_path, monkeypatch):
+    monkeypatch.setattr("util.gallery.PATIENCE", 0.01)
+    gallery, order = Gallery(tmp_path, 10, {}, {}, unit=2), []
+    other = FileLock(tmp_path / CLAIMS / "6.lock")
+    other.acquire()
+    released = time.monotonic() + 0.3
+
+    def watched(indices):
+        order.extend(indices)
+        return draw(indices)
+
+    def look(there):
+        if there == 8 and time.monotonic() > released:
+            other.release()
+
+    monkeypatch.setattr(time, "sleep", lambda _: look(10 - len(gallery.missing(range(10)))))
+    gallery.fill(watched, 2, begin_at=0.5)
+    assert order == [4, 5, 8, 9, 0, 1, 2, 3, 6, 7]  # the claimed ones last, when the other process had gone
+    assert pictures(tmp_path) == ALL
+
+
+def test_other_settings_are_refused_and_the_difference_is_named(tmp_path):
+    Gallery(tmp_path, 10, {"cfg": 1.5, "classes": [1, 2]}, {}, unit=4)
+    with pytest.raises(UserError, match=r"was begun with cfg 1.5, not 2.0; give the same settings, or another --output_dir"):
+        Gallery(tmp_path, 10, {"cfg": 2.0, "classes": [1, 2]}, {}, unit=4)
+    with pytest.raises(UserError, match=r"was begun with num_images 10, not 11"):
+        Gallery(tmp_path, 11, {"cfg": 1.5, "classes": [1, 2]}, {}, unit=4)
+    Gallery(tmp_path, 10, {"cfg": 1.5, "classes": (1, 2)}, {}, unit=9)
+
+
+def test_foreign_pictures_and_damaged_manifests_are_refused(tmp_path):
+    picture(0).save(tmp_path / "00000.png")
+    with pytest.raises(UserError, match=r"holds 1 pictures and no manifest.json"):
+        Gallery(tmp_path, 10, {}, {}, unit=4)
+    (tmp_path / "00000.png").unlink()
+    Gallery(tmp_path, 10, {}, {}, unit=4)
+    picture(0).save(tmp_path / "00010.png")
+    with pytest.raises(UserError, match=r"1 pictures that are none of its 10 \(00010.png\)"):
+        Gallery(tmp_path, 10, {}, {}, unit=4)
+    (tmp_path / "00010.png").unlink()
+    for text in ("{", "[]", '{"settings": {}}', '{"settings": 3, "unit": 1}'):
+        (tmp_path / MANIFEST).write_text(text)
+        with pytest.raises(UserError, match=r"manifest.json: is damaged"):
+            Gallery(tmp_path, 10, {}, {}, unit=4)
+
+
+FILL = (
+    "import sys, time; from pathlib import Path; import numpy as np; from PIL import Image; from util.gallery import Gallery\n"
+    "def draw(indices):\n"
+    "    time.sleep(0.02); return [Image.fromarray(np.full((4, 4, 3), i, np.uint8)) for i in indices]\n"
+    "print(Gallery(Path(sys.argv[1]), 200, {}, {}, unit=4).fill(draw, 4, float(sys.argv[2])))"
+)
+
+
+def test_killed_processes_are_made_up_for_by_others(tmp_path):
+    """Three jobs on one folder, two of them killed at work, and one that comes later."""
+    start = lambda at: subprocess.Popen(  # noqa: E731
+        [sys.executable, "-c", FILL, str(tmp_path), str(at)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    jobs = [start(at) for at in (0.0, 0.3, 0.6)]
+    while sum(1 for _ in tmp_path.glob("*.png")) < 60:
+        time.sleep(0.01)
+    for job in jobs[:2]:
+        os.kill(job.pid, signal.SIGKILL)
+        job.wait()
+    there = sum(1 for _ in tmp_path.glob("*.png"))
+    late = start(0.9)
+    drawn = [int(job.communicate(timeout=60)[0]) for job in (jobs[2], late)]
+    assert pictures(tmp_path) == {f"{index:05d}.png": index for index in range(200)}
+    assert sum(drawn) < 200  # what the killed ones had finished was not drawn again
+    assert there < 200
+
+
+def test_labels_are_balanced_in_the_order_given():
+    assert balanced([7, 3], 6) == [7, 7, 7, 3, 3, 3]
+    assert balanced(range(3), 3) == [0, 1, 2]
