@@ -15,9 +15,9 @@ from models.guidance import Guidance
 from models.layers import RotaryBlock, init_weights, run_blocks
 from models.noise import Noise
 from models.patches import patchify
-from models.prepared import Linear, Norm, RMSNorm, Setup
+from models.prepared import Linear, RMSNorm, Setup
 from models.rope import rotate_, rotation_table
-from models.sampler import LevelSampler
+from models.sampler import TransformerSampler
 
 
 @register_generator("ar", hands_down=1, reads=1)
@@ -102,15 +102,12 @@ class ARState:
     halves: int
 
 
-class ARSampler(LevelSampler):
+class ARSampler(TransformerSampler):
     """Feeds one token a step."""
 
     def __init__(self, ar: AR, child, setup: Setup):
         super().__init__(ar, child, setup)
-        dtype, self.stream = setup.dtype, ar.pos_embed_learned.dtype
-        self.cond_emb, self.patch_emb = Linear.of(ar.cond_emb, dtype), Linear.of(ar.patch_emb, dtype)
-        self.embedding_norm, self.norm = Norm(ar.patch_emb_ln, self.stream), Norm(ar.norm, dtype)
-        self.blocks = [PreparedRotaryBlock(block, dtype) for block in ar.blocks]
+        self.blocks = [PreparedRotaryBlock(block, setup.dtype) for block in ar.blocks]
         self.pos = ar.pos_embed_learned[0].detach()
         self.rotation = torch.complex(ar.rope_cos.float(), ar.rope_sin.float())  # (1 + L, d / 2)
         self.places = torch.arange(ar.spec.num_patches, device=self.pos.device)

@@ -19,8 +19,8 @@ from models.layers import Block, dot_product_attention, init_weights, run_blocks
 from models.noise import Noise
 from models.patches import patchify, with_neighbours
 from models.pixelloss import PixelLoss
-from models.prepared import Linear, Norm, PreparedBlock, Setup, merge_heads, split_heads
-from models.sampler import LevelSampler
+from models.prepared import Linear, PreparedBlock, Setup, merge_heads, split_heads
+from models.sampler import TransformerSampler
 
 MASK_RATIO_MEAN, MASK_RATIO_STD = 1.0, 0.25
 CACHED_TOKENS = 1024  # sampled together on a CPU
@@ -150,14 +150,12 @@ class MARState:
     halves: int
 
 
-class MARSampler(LevelSampler):
+class MARSampler(TransformerSampler):
     """Embeds each token once, and in the last block computes only what goes down."""
 
     def __init__(self, mar: MAR, child, setup: Setup):
         super().__init__(mar, child, setup)
-        dtype, self.stream, length = setup.dtype, mar.mask_token.dtype, mar.spec.num_patches
-        self.cond_emb, self.patch_emb = Linear.of(mar.cond_emb, dtype), Linear.of(mar.patch_emb, dtype)
-        self.embedding_norm, self.norm = Norm(mar.patch_emb_ln, self.stream), Norm(mar.norm, dtype)
+        dtype, length = setup.dtype, mar.spec.num_patches
         *self.blocks, self.last = [PreparedBlock(block, dtype) for block in mar.blocks]
         (weight, bias), dim = mar.blocks[-1].attn.qkv.parameters(), mar.spec.embed_dim
         self.last_q, self.last_kv = Linear(weight[:dim], bias[:dim], dtype), Linear(weight[dim:], bias[dim:], dtype)

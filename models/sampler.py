@@ -13,7 +13,7 @@ from torch import Tensor
 from models.guidance import Guidance
 from models.noise import Noise
 from models.patches import put, unpatchify
-from models.prepared import Setup
+from models.prepared import Linear, Norm, Setup
 
 
 class LevelSampler:
@@ -68,3 +68,13 @@ class LevelSampler:
                 on_step(step, len(steps), unpatchify(canvas, spec.patch_size))
         drawn = torch.cat(drawn, dim=1)
         return unpatchify(put(torch.empty_like(drawn), order, drawn), spec.patch_size)
+
+
+class TransformerSampler(LevelSampler):
+    """What the samplers of AR and MAR prepare alike; `stream` is the dtype of the residual stream."""
+
+    def __init__(self, generator, child, setup: Setup):
+        super().__init__(generator, child, setup)
+        dtype, self.stream = setup.dtype, generator.pos_embed_learned.dtype
+        self.cond_emb, self.patch_emb = Linear.of(generator.cond_emb, dtype), Linear.of(generator.patch_emb, dtype)
+        self.embedding_norm, self.norm = Norm(generator.patch_emb_ln, self.stream), Norm(generator.norm, dtype)
