@@ -82,14 +82,16 @@ def train_one_epoch(
     world: World,
     log: RunLog,
     ema: nn.Module | None = None,
+    bad: BadSteps | None = None,
     max_bad_steps: int = 20,
     after_step: Callable[[int], None] = lambda pictures: None,
 ) -> dict[str, float]:
     """Trains on the rest of epoch number `epoch` (from 0), beginning at the loader's BatchOrder.start.
 
     model: a FractalGen, bare or in DDP; optimizer: a fused one. Returns the mean loss and images a second.
-    A step whose loss or gradient is not finite changes nothing and is counted. Raises UserError after more than
-    `max_bad_steps` of them in a row. `after_step` is told how many pictures of the epoch are done, by all processes.
+    A step whose loss or gradient is not finite changes no weight and is counted. Raises UserError after more than
+    `max_bad_steps` of them in a row, counted in `bad` over epochs. `after_step` is told how many pictures of the epoch all
+    processes have done.
     """
     model.train()
     order = loader.batch_sampler
@@ -100,24 +102,26 @@ def train_one_epoch(
     batches = iter(loader) if first_step < steps else None
     order.start = 0
     log.start_epoch(epoch, recipe.epochs, steps, first_step)
-    window, windows, bad, began = Window(device), [], BadSteps(device), time.perf_counter()
+    bad = BadSteps(device) if bad is None else bad
+    window, windows, began = Window(device), [], time.perf_counter()
     for step in range(first_step, steps):
         lr = recipe.learning_rate(epoch + step / steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
         grad_norm = train_step(model, batches, optimizer, scaler, recipe, window, device, autocast)
-        bad.note(grad_norm, step)
+        bad.note(grad_norm, epoch * steps + step)
         if ema is not None:
             ema.update(bare(model))
         log.step()
         if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
             means, now = window.read(), time.perf_counter()  # sync
             if (row := bad.most_in_a_row()) > max_bad_steps:
-                first = bad.first()
+                first_epoch, first = divmod(bad.first(), steps)
+                rate = recipe.learning_rate(first_epoch + first / steps)
                 raise UserError(
                     f"the loss or its gradient was not finite in {row} steps in a row (--max_bad_steps {max_bad_steps}), from "
-                    f"epoch {epoch}, step {first} of {steps}, learning rate {recipe.learning_rate(epoch + first / steps):.3g}, "
-                    "on; they changed nothing; resume from the last checkpoint with a lower --blr, or with --amp off"
+                    f"epoch {first_epoch}, step {first} of {steps}, learning rate {rate:.3g}, "
+                    "on; they changed no weight; resume from the last checkpoint with a lower --blr, or with --amp off"
                 )
             seen = window.pictures * world.size
             windows.append((means["loss"] * seen, seen, now - began))

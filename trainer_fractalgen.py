@@ -15,9 +15,11 @@ from util import checkpoint, dist
 from util.errors import UserError, one_line
 from util.files import whole
 from util.flags import provenance
-from util.meters import RunLog
+from util.meters import BadSteps, RunLog
 from util.signals import Interrupt, Interrupted
 from util.visualize import make_sheet
+
+SETTINGS = "settings.json"
 
 
 class Training:
@@ -29,7 +31,8 @@ class Training:
     def __init__(self, job):
         args, model = job.args, job.model
         self.job, self.step, self.place, self.saved_step = job, 0, (args.start_epoch, 0), None
-        self.origin = self.find_origin()
+        self.resumed_step, self.bad_steps = None, BadSteps(job.device)
+        self.origin = dist.on_main(job.world, self.find_origin)
         train_set, val_set = job.data("train"), job.data("val")
         if train_set.classes != val_set.classes:
             raise UserError(f"{args.data_path}: train/ and val/ have different classes")
@@ -60,8 +63,9 @@ class Training:
             dist.barrier()  # all have read what the first is about to tidy up and to write
             if job.world.is_main:
                 checkpoint.clean(job.output_dir)
-                with whole(job.output_dir / "settings.json") as temporary:
-                    temporary.write_text(json.dumps(provenance(job.args), indent=2) + "\n")
+                if not (dist.restarts() and self.began_here()):
+                    with self.log.though_the_disk_be_full(), whole(job.output_dir / SETTINGS) as temporary:
+                        temporary.write_text(json.dumps({**provenance(job.args), "job": dist.job()}, indent=2) + "\n")
             train, val = (loader.dataset for loader in (self.train_loader, self.val_loader))
             kinds = " and ".join(dict.fromkeys(data.source.kind for data in (train, val)))
             self.log.note(f"{job.args.data_path}: {kinds}, {len(train.classes)} classes, {len(train)} + {len(val)} pictures")
@@ -84,7 +88,7 @@ class Training:
             engine.train_one_epoch(
                 model, self.train_loader, self.optimizer, self.scaler, recipe,
                 epoch=epoch, device=job.device, autocast=job.autocast, world=job.world, log=self.log, ema=self.ema,
-                max_bad_steps=args.max_bad_steps, after_step=partial(self.after_step, epoch),
+                bad=self.bad_steps, max_bad_steps=args.max_bad_steps, after_step=partial(self.after_step, epoch),
             )  # fmt: skip
             final, end = epoch + 1 == args.epochs, (epoch + 1) * self.steps
             if bad := job.tell_bad(self.train_loader, self.log.note):
@@ -105,8 +109,8 @@ class Training:
             raise Interrupted(self.interrupt.name(signum))
 
     def evaluated(self, step: int) -> bool:
-        """Whether this run, before it was stopped and resumed, was evaluated after that step: its log says so."""
-        return self.saved_step is not None and dist.gather(self.log.has(step, "val/bits_per_dim"))[0]
+        """Whether the run that was resumed here, and not trained since, had its evaluation: its log says so."""
+        return self.step == self.resumed_step and dist.gather(self.log.has(step, "val/bits_per_dim"))[0]
 
     def evaluate(self, step: int) -> None:
         """Bits/dim of the validation pictures and a grid of samples; with --online_eval also the numbered PNGs.
@@ -135,7 +139,8 @@ class Training:
         job, (epoch, pictures), error = self.job, self.place, None
         states = dist.gather(checkpoint.random_state(job.device))
         if job.world.is_main:
-            finished = pictures == self.steps * job.args.accum_iter * self.train_loader.batch_sampler.together
+            per_step = job.args.accum_iter * self.train_loader.batch_sampler.together
+            finished = -(-pictures // per_step) >= self.steps
             content = {
                 "model": job.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -145,7 +150,7 @@ class Training:
                 "step": self.step,
                 "place": self.place,
                 "random": states,
-                "threads": torch.get_num_threads(),
+                "run": self.bits(),
             }
             if self.ema:
                 content["model_ema"] = self.ema.module.state_dict()
@@ -167,15 +172,25 @@ class Training:
         """The checkpoint to go on from: --resume; after torchrun's restart what this job has written itself; or none."""
         job, args = self.job, self.job.args
         own, path = job.output_dir / checkpoint.NAME, checkpoint.locate(args.resume) if args.resume else None
-        if dist.restarts() and own.exists():
-            return own
+        found = checkpoint.exists(own)
+        if dist.restarts() and found and self.began_here():
+            newest = max(file.stat().st_mtime_ns for file in checkpoint.candidates(own))
+            if newest >= (job.output_dir / SETTINGS).stat().st_mtime_ns:  # saved since it began
+                return own
         at_home = path is not None and path.parent.resolve() == job.output_dir.resolve()
-        if own.exists() and not at_home:
+        if found and not at_home:
             raise UserError(
                 f"--output_dir {job.output_dir} holds the checkpoints of another run; give --resume {job.output_dir} to go on "
                 "with it, or another --output_dir"
             )
-        return None if at_home and path.name == own.name and not own.exists() else path
+        return None if at_home and path.name == own.name and not found else path
+
+    def began_here(self) -> bool:
+        """Whether the run in the output folder was begun by this very job, before torchrun restarted it."""
+        try:
+            return json.loads((self.job.output_dir / SETTINGS).read_text())["job"] == dist.job()
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def resume(self) -> None:
         """Takes up the checkpoint that there is to go on from, if any."""
@@ -197,15 +212,21 @@ class Training:
             self.restore(content, path)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             raise UserError(f"{path}: its optimizer or random state is not of such a run ({one_line(error)})") from error
+        self.resumed_step = self.step
         if path.parent.resolve() == job.output_dir.resolve():
             self.saved_step = self.step
+        if content.get("model_ema") and not self.ema:
+            log.say(f"{path} holds an average, which ends here: without --ema none is kept")
         log.say(f"resumed {path} at step {self.step}: epoch {self.place[0]}, {self.place[1]} of its pictures done")
 
     def restore(self, content: dict, path: Path) -> None:
         """All but the weights."""
         for group in content["optimizer"]["param_groups"]:  # a published file knows nothing of the fused kernel
             group.update(fused=True, foreach=None)
+        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(content["optimizer"])
+        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay  # the flag's, not the file's
         if content.get("scaler"):
             self.scaler.load_state_dict(content["scaler"])
         epoch, pictures = content.get("place", (content["epoch"] + 1, 0))
@@ -215,28 +236,24 @@ class Training:
 
     def load(self, path: Path) -> tuple[Path, dict]:
         """The newest whole checkpoint, chosen by the first process for all."""
-        content = None
-        if self.job.world.is_main:
-            try:
-                path, content = checkpoint.load_newest(path, self.log.say)
-            except UserError as error:
-                path = error
-        path = dist.gather(path)[0]
-        if isinstance(path, UserError):
-            raise path
-        return path, content if content is not None else checkpoint.load(path)
+        chosen = []
+        path = dist.on_main(self.job.world, lambda: chosen.append(checkpoint.load_newest(path, self.log.say)) or chosen[0][0])
+        return chosen[0] if chosen else (path, checkpoint.load(path))
+
+    def bits(self) -> dict[str, int]:
+        """What, besides weights and generators, the bits of a run depend on."""
+        args = self.job.args
+        return {
+            "processes": self.job.world.size,
+            "threads": torch.get_num_threads(),
+            **{name: getattr(args, name) for name in ("batch_size", "accum_iter", "seed")},
+        }
 
     def restore_random(self, content: dict, path: Path) -> None:
         """Every generator's state; says what makes the run another than the one that was not stopped."""
-        world, states, threads = self.job.world, content.get("random", []), content.get("threads")
-        differences = []
-        if len(states) == world.size:
-            checkpoint.set_random_state(states[world.rank], self.job.device)
-        else:
-            differences.append(
-                f"{len(states)} processes, now {world.size} (the order of the pictures stays; masks will differ)"
-            )
-        if threads not in (None, torch.get_num_threads()):
-            differences.append(f"{threads} threads, now {torch.get_num_threads()} (sums will round differently)")
-        if differences:
-            self.log.say(f"{path} was written by {', and by '.join(differences)}: not bit for bit the run that was not stopped")
+        states, now = content.get("random", []), self.bits()
+        before = {**now, "processes": len(states), **content.get("run", {})}
+        if len(states) == self.job.world.size:
+            checkpoint.set_random_state(states[self.job.world.rank], self.job.device)
+        if changes := [f"{name} {before[name]}, now {value}" for name, value in now.items() if before[name] != value]:
+            self.log.say(f"{path} was written with {'; '.join(changes)}: not bit for bit the run that was not stopped")

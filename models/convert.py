@@ -26,7 +26,7 @@ def fixed_outputs(model: FractalGen) -> Tensor:
     masks = model.draw_masks(Noise.of_pictures(0, range(2), model.noise_sizes))
     _, terms = model(
         normalize(levels).to(device),
-        torch.tensor([0, model.class_num - 1], device=device),
+        torch.tensor([0, max(model.class_num - 1, 0)], device=device),
         masks=[mask and mask.to(device) for mask in masks],
         label_drop=torch.tensor([False, True], device=device),
         train=False,
@@ -47,7 +47,7 @@ def convert(source: Path, folder: Path, name: str, *, ema: bool = False, class_n
     if not (tensors := checkpoint.load(source).get(key)):
         raise UserError(f"{source}: holds no weights {key!r}")
     embedding = tensors.get("class_emb.weight", torch.empty(0))
-    model = fractalgen.build(name, class_num=max(1, len(embedding) if embedding.dim() else 1)).eval()
+    model = fractalgen.build(name, class_num=len(embedding) if embedding.dim() else 1).eval()
     checkpoint.load_weights(model, tensors, source)
     try:
         model.class_names = class_names

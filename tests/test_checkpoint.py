@@ -53,6 +53,39 @@ def test_the_last_few_are_kept_and_the_published_name_is_the_newest(tmp_path):
     subprocess.run(["sha256sum", "--check", "--strict", *map(str, tmp_path.glob("*.sha256"))], cwd=tmp_path, check=True)
 
 
+def test_only_what_we_wrote_is_cleared_away_and_never_the_newest(tmp_path):
+    foreign = ["checkpoint-40.pth", "checkpoint-00000080-best.pth", "checkpoint-00000090.pth"]  # the last without a hash
+    for name in foreign:
+        (tmp_path / name).write_text("mine")
+    for step in (1, 2):
+        checkpoint.save(tmp_path, content(step), keep_last=1)
+        os.utime(tmp_path / f"checkpoint-{step:08d}.pth", times=(2**32, 2**32))  # another machine's clock
+    assert {*foreign, "checkpoint-00000002.pth", "checkpoint-last.pth"} <= set(names(tmp_path))
+    assert not (tmp_path / "checkpoint-00000001.pth").exists()
+    assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 2
+    checkpoint.save(tmp_path, content(3), keep_last=2)
+    assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 3
+
+
+def test_a_file_system_without_links(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(PermissionError))
+    checkpoint.save(tmp_path, content(1))
+    assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 1
+    monkeypatch.setattr("shutil.copyfile", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    for step in (2, 3, 4):
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.save(tmp_path, content(step))
+    assert len(list(tmp_path.glob("checkpoint-0*.pth"))) == 2
+    assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 4
+
+
+def test_killed_before_the_first_one_has_its_second_name(tmp_path):
+    checkpoint.save(tmp_path, content(1))
+    (tmp_path / checkpoint.NAME).unlink()
+    assert checkpoint.exists(tmp_path / checkpoint.NAME)
+    assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 1
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     checkpoint.save(tmp_path, content())
     before = names(tmp_path)
@@ -118,7 +151,7 @@ def test_of_a_damaged_newest_file_the_one_before_is_taken_and_both_are_named(tmp
 def test_what_a_killed_run_left_is_tidied_up(tmp_path):
     checkpoint.save(tmp_path, content())
     before = names(tmp_path)
-    for name in ("checkpoint-00000009.pth.123.tmp", "checkpoint-00000009.pth.sha256", "checkpoint-last.pth.5.tmp"):
+    for name in ("checkpoint-00000009.pth.123.tmp", "checkpoint-00000009.pth.sha256", "settings.json.5.tmp"):
         (tmp_path / name).write_text("half")
     (tmp_path / "mine.tmp").touch()
     checkpoint.clean(tmp_path)

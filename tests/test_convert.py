@@ -48,6 +48,13 @@ def test_a_checkpoint_becomes_a_folder_that_gives_the_same(published, tmp_path, 
     assert not torch.equal(convert.fixed_outputs(average), convert.fixed_outputs(model))
 
 
+def test_a_model_without_classes_is_converted_too(tmp_path):
+    model = fractalgen.build(MODEL, class_num=0).eval()
+    torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
+    run(tmp_path / "x.pth", tmp_path / "out")
+    assert FractalGen.from_pretrained(tmp_path / "out").class_num == 0
+
+
 @pytest.mark.parametrize("resume", ["out", "out/model.safetensors"])
 def test_the_command_line_takes_the_folder_as_it_takes_the_checkpoint(resume, published, tmp_path, capsys):
     run(published[0], tmp_path / "out")

@@ -202,6 +202,14 @@ def test_too_many_bad_steps_in_a_row_end_the_run(pictures, tmp_path):
     train(spoiled(tiny_model("ar"), "loss", {0, 2}), pictures, tmp_path, max_bad_steps=1)
 
 
+def test_bad_steps_are_counted_over_epochs(pictures, tmp_path):
+    model, bad = spoiled(tiny_model("ar"), "loss", range(2, 9)), engine.BadSteps(CPU)
+    train(model, pictures, tmp_path, max_bad_steps=5, bad=bad)
+    with pytest.raises(UserError, match=r"in 6 steps in a row .*, from epoch 0, step 2 of 4"):
+        train(model, pictures, tmp_path, max_bad_steps=5, bad=bad, epoch=1)
+    assert bad.skipped() == 6
+
+
 def test_nll_is_deterministic_and_does_not_depend_on_the_batch(pictures):
     model = tiny_model("guided").train()
     nll = lambda batch, passes=2: engine.compute_nll(  # noqa: E731

@@ -185,7 +185,7 @@ def test_another_number_of_processes_goes_on_with_the_same_order(data, whole, tm
     at = stop_in_the_middle(data, tmp_path)
     said = finish(start(data, tmp_path, "--save_every_steps=999", processes=2))
     assert f"resumed {tmp_path}/checkpoint-last.pth at step {at}: epoch {at // 10}, {at % 10 * 8} of its pictures done" in said
-    assert "was written by 1 processes, now 2 (the order of the pictures stays; masks will differ): not bit for bit" in said
+    assert "was written with processes 1, now 2; batch_size 4, now 2: not bit for bit the run that was not stopped" in said
     assert checkpoint.load(tmp_path / checkpoint.NAME)["step"] == STEPS
 
 
@@ -231,4 +231,6 @@ def test_a_folder_of_another_run_is_not_overwritten(data, tmp_path):
     finish(start(data, tmp_path, "--epochs=1"))
     said = finish(start(data, tmp_path, "--resume="), status=2)
     assert f"--output_dir {tmp_path} holds the checkpoints of another run; give --resume {tmp_path}" in said
+    restarted = start(data, tmp_path, "--resume=", torchrun="--max_restarts=1")  # refused, and refused when restarted
+    assert "resumed" not in finish(restarted, status=1)
     assert json.loads((tmp_path / "settings.json").read_text())["settings"]["epochs"] == 1

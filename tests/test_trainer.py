@@ -57,7 +57,10 @@ def test_another_number_of_threads_is_said(data, tmp_path, monkeypatch, capsys):
         run(data, tmp_path, flags)
     finally:
         torch.set_num_threads(threads)
-    assert f"was written by {threads} threads, now {threads + 1} (sums will round differently)" in capsys.readouterr().out
+    assert (
+        f"was written with threads {threads}, now {threads + 1}: not bit for bit the run that was not stopped"
+        in capsys.readouterr().out
+    )
 
 
 def test_an_evaluation_that_was_cut_short_is_made_up_for_and_one_that_was_not_is_not_repeated(data, tmp_path, monkeypatch):  # noqa: F811
@@ -75,6 +78,18 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for_and_one_that_was_not_is
         run(data, tmp_path, flags)
     assert len(evaluated) == 2
     assert "val/bits_per_dim" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_run_that_was_trained_on_is_evaluated_again_though_its_log_has_that_step(data, tmp_path, capsys):  # noqa: F811
+    flags = f"{RUN} --amp off --num_workers 0"
+    run(data, tmp_path, flags)  # 3 epochs of 10 steps
+    run(data, tmp_path, f"{flags} --batch_size 8 --epochs 6 --weight_decay 0.25")  # 6 of 5
+    records = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.startswith('{"step": 30, "val/') for line in records].count(True) == 2
+    assert "was written with batch_size 4, now 8: not bit for bit" in capsys.readouterr().out
+    content = torch.load(tmp_path / "checkpoint-last.pth", weights_only=False)
+    assert [group["weight_decay"] for group in content["optimizer"]["param_groups"]] == [0.0, 0.25]
+    assert (content["epoch"], content["step"]) == (5, 45)
 
 
 def test_a_checkpoint_with_odd_training_state_is_one_line(data, tmp_path, capsys):  # noqa: F811

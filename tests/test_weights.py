@@ -18,13 +18,13 @@ def one_tensor(dtype: str = "F32", shape=(2,), offsets=(0, 8)) -> bytes:
     return json.dumps({"w": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}).encode()
 
 
-def test_round_trip_leaves_one_file_and_every_bit(tmp_path):
+def test_round_trip_leaves_the_file_its_hash_and_every_bit(tmp_path):
     before = tiny_model().state_dict()
     weights.save(tmp_path / weights.NAME, before)
     after = weights.load(tmp_path / weights.NAME)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], value) for name, value in after.items())
-    assert [file.name for file in tmp_path.iterdir()] == [weights.NAME]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [weights.NAME, f"{weights.NAME}.sha256"]
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
@@ -34,7 +34,18 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(RuntimeError, match="share memory"):
         weights.save(path, {"a": shared, "b": shared})
     assert weights.load(path)["w"].tolist() == [1, 1]
-    assert [file.name for file in tmp_path.iterdir()] == [weights.NAME]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [weights.NAME, f"{weights.NAME}.sha256"]
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    path = tmp_path / weights.NAME
+    weights.save(path, tiny_model().state_dict())
+    damaged = bytearray(path.read_bytes())
+    damaged[-5] ^= 1
+    path.write_bytes(damaged)
+    for load in (weights.load, checkpoint.load):
+        with pytest.raises(UserError, match=r"model.safetensors: damaged, its SHA-256"):
+            load(path)
 
 
 def test_a_checkpoint_may_be_a_safetensors_file(tmp_path):

@@ -22,10 +22,10 @@ from torch import nn
 
 from util import weights
 from util.errors import UserError, one_line
-from util.files import sha256, whole
+from util.files import remove_stale, sidecar, verify, whole, write_sidecar
 
 NAME = "checkpoint-last.pth"
-NUMBERED = "checkpoint-[0-9]*.pth"
+NUMBERED = f"checkpoint-{8 * '[0-9]'}.pth"
 
 
 class _Hashing:
@@ -59,26 +59,25 @@ def save(folder: Path, content: dict, keep_last: int = 2) -> Path:
                 torch.save(content, hashing)
             except RuntimeError as error:
                 raise hashing.error or error from None
-        before = _text(_sidecar(path)).partition("\n")[0] if path.exists() else ""  # true until the file has its name
-        with whole(_sidecar(path)) as beside:
-            beside.write_text(f"{hashing.sha256.hexdigest()}  {path.name}\n{before}")
+        write_sidecar(path, hashing.sha256.hexdigest())
+    for old in [other for other in _numbered(folder) if other != path][max(1, keep_last) - 1 :]:
+        with suppress(OSError):
+            old.unlink()
+            sidecar(old).unlink(missing_ok=True)
     with whole(folder / NAME) as temporary:
         try:
             os.link(path, temporary)
         except OSError:  # a file system without links
             shutil.copyfile(path, temporary)
-    for old in _numbered(folder)[max(1, keep_last) :]:
-        with suppress(OSError):
-            old.unlink()
-            _sidecar(old).unlink(missing_ok=True)
     return path
 
 
 def clean(folder: Path) -> None:
     """Removes what a killed run left half-written."""
-    orphans = [path for path in folder.glob(f"{NUMBERED}.sha256") if not path.with_suffix("").exists()]
-    for path in [*folder.glob("checkpoint-*.tmp"), *orphans]:
-        path.unlink(missing_ok=True)
+    remove_stale(folder)
+    for path in folder.glob(f"{NUMBERED}.sha256"):
+        if not path.with_suffix("").exists():
+            path.unlink(missing_ok=True)
 
 
 def locate(resume: str | Path) -> Path:
@@ -90,12 +89,26 @@ def locate(resume: str | Path) -> Path:
     return pretrained if pretrained.exists() and not (path / NAME).exists() else path / NAME
 
 
+def candidates(path: Path) -> list[Path]:
+    """`path`; where it is a folder's checkpoint-last.pth, the others there too, in the order in which to try them."""
+    if path.name != NAME:
+        return [path]
+    others = _numbered(path.parent)
+    if not path.exists():  # killed before the first one had its second name
+        return others or [path]
+    if any(other.samefile(path) for other in others):
+        return [path, *(other for other in others if not other.samefile(path))]
+    return sorted([path, *others], key=lambda file: file.stat().st_mtime_ns, reverse=True)  # no links: it may be older
+
+
+def exists(path: Path) -> bool:
+    return any(candidate.exists() for candidate in candidates(path))
+
+
 def load_newest(path: Path, say: Callable[[str], None]) -> tuple[Path, dict]:
-    """The checkpoint and its file. Where `path` is a folder's checkpoint-last.pth and damaged, it is named by `say`, and the
-    newest whole one beside it is taken."""
+    """The checkpoint and its file: the first of `candidates(path)` that is whole. Damaged ones are named by `say`."""
     first = None
-    linked = (lambda other: path.exists() and other.samefile(path)) if path.name == NAME else (lambda other: True)
-    for candidate in [path, *(other for other in _numbered(path.parent) if not linked(other))]:
+    for candidate in candidates(path):
         try:
             return candidate, load(candidate)
         except UserError as error:
@@ -105,27 +118,9 @@ def load_newest(path: Path, say: Callable[[str], None]) -> tuple[Path, dict]:
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """Newest first."""
-    return sorted(folder.glob(NUMBERED), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
-def _text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""
-
-
-def verify(path: Path) -> None:
-    """Raises UserError where a SHA-256 is kept beside the file and is not the file's. A flipped bit loads without a word."""
-    sidecars = [_sidecar(path)]
-    if path.name == NAME:
-        sidecars += path.parent.glob(f"{NUMBERED}.sha256")
-    if any(sidecar.exists() for sidecar in sidecars):
-        known = " ".join(_text(sidecar) for sidecar in sidecars).split()
-        if sha256(path) not in known:
-            raise UserError(f"{path}: damaged, its SHA-256 is not what {path.name}.sha256 or its like says")
+    """Those that `save` has written, newest first."""
+    ours = [path for path in folder.glob(NUMBERED) if sidecar(path).exists()]
+    return sorted(ours, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
 def load(path: Path, *, mmap: bool = False) -> dict:
@@ -135,7 +130,7 @@ def load(path: Path, *, mmap: bool = False) -> dict:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the file or the folder that holds {NAME}")
-    verify(path)
+    verify(path, *(path.parent.glob(f"{NUMBERED}.sha256") if path.name == NAME else ()))
     if path.suffix == weights.SUFFIX:
         return {"model": weights.load(path)}
     try:

@@ -1,13 +1,18 @@
 """Processes: who am I, how many are we, and the few collective calls that we need. All of them work alone too."""
 
 import os
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from util.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,25 @@ def gather(value) -> list:
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_main(world: World, function: Callable[[], T]) -> T:
+    """What `function` returns on the first process, on all of them; or its UserError."""
+    found = None
+    if world.is_main:
+        try:
+            found = function()
+        except UserError as error:
+            found = error
+    found = gather(found)[0]
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def job() -> dict[str, str | None]:
+    """What this job's processes are known by, the same before and after torchrun's restart."""
+    return {"run_id": os.environ.get("TORCHELASTIC_RUN_ID"), "parent": f"{socket.gethostname()}:{os.getppid()}"}
 
 
 def barrier() -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from util import checkpoint
 from util.checkpoint import NAME
 from util.errors import UserError, one_line
-from util.files import sha256
+from util.files import sha256, whole
 
 TRIES, PAUSE, TIMEOUT = 5, 2.0, 60.0  # tries without progress; seconds between two, and until a silent server is given up
 CHUNK = 1 << 20
@@ -72,7 +72,8 @@ def download(name: str, overwrite: bool = False, folder: str | Path = "pretraine
         except UserError:
             _forget(part)
             raise
-        part.replace(path)
+        with whole(path) as temporary:
+            part.replace(temporary)
         _forget(part)
     return path
 

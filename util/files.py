@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from util.errors import UserError
 
 
 @contextmanager
@@ -40,3 +43,30 @@ def sha256(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sidecar(path: Path) -> Path:
+    """The file beside `path` that says what its SHA-256 should be, as `sha256sum --check` reads it."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def write_sidecar(path: Path, digest: str) -> None:
+    """To be called before `path` gets its name: where it is there already, its hash stays in a second line, true until then."""
+    before = sidecar(path).read_text().partition("\n")[0] if path.exists() and sidecar(path).exists() else ""
+    with whole(sidecar(path)) as temporary:
+        temporary.write_text(f"{digest}  {path.name}\n{before}")
+
+
+def verify(path: Path, *others: Path) -> None:
+    """Raises UserError where there are hashes, in the file's sidecar or in `others`, and none is the file's. A flipped bit
+    loads without a word, from a pickle as from safetensors."""
+    texts = [file.read_text(errors="replace") for file in (sidecar(path), *others) if file.exists()]
+    if texts and sha256(path) not in " ".join(texts).split():
+        raise UserError(f"{path}: damaged, its SHA-256 is not what {path.name}.sha256 or its like says")
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes what `whole` left in `folder` where a process was killed."""
+    for path in folder.glob("*.tmp"):
+        if re.search(r"\.\d+\.tmp$", path.name):
+            path.unlink(missing_ok=True)

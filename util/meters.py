@@ -35,7 +35,8 @@ class RunLog:
         if enabled:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder))
+            with self.though_the_disk_be_full():
+                self.writer = SummaryWriter(str(folder))
             self.file = open(folder / "log.txt", "a", encoding="utf-8", buffering=1)  # noqa: SIM115  closed in close()
             self.terminal = sys.stderr.isatty()
 
@@ -56,7 +57,7 @@ class RunLog:
             return
         with self.though_the_disk_be_full():
             self.file.write(json.dumps({"step": step, **values}) + "\n")
-            for name, value in values.items():
+            for name, value in values.items() if self.writer else ():
                 self.writer.add_scalar(name, value, step)
         shown = {name.removeprefix("train/"): f"{values[name]:.4g}" for name in ON_BAR if name in values}
         if self.bar is not None and shown:
@@ -75,7 +76,8 @@ class RunLog:
         """An RGB Pillow picture, also as <name>-<step>.png."""
         if self.enabled:
             with self.though_the_disk_be_full():
-                self.writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+                if self.writer:
+                    self.writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
                 picture.save(self.folder / f"{name}-{step:07d}.png")
 
     @contextmanager
@@ -110,7 +112,8 @@ class RunLog:
                 self.bar.close()
             with self.though_the_disk_be_full():
                 self.file.close()
-                self.writer.close()
+                if self.writer:
+                    self.writer.close()
 
 
 class Window:

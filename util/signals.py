@@ -12,8 +12,8 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if
 IMPATIENT = 2.0  # seconds; a Ctrl-C later than this after another means at once (torchrun passes each on, doubling it)
 
 
-class Interrupted(Exception):
-    """Raised where a run ends because it was told to."""
+class Interrupted(BaseException):
+    """Raised where a run ends because it was told to. Nobody's `except Exception` shall take it for a bad picture."""
 
 
 class Interrupt:
@@ -62,7 +62,7 @@ class Interrupt:
         try:
             yield
         except Exception as error:
-            if self.signal and not isinstance(error, Interrupted):
+            if self.signal:
                 raise Interrupted(self.name(self.signal)) from error
             raise
         finally:

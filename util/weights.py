@@ -8,22 +8,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from util.errors import UserError, one_line
-from util.files import whole
+from util.files import sha256, verify, whole, write_sidecar
 
 NAME = "model.safetensors"  # as the Hugging Face hub names it
 SUFFIX = ".safetensors"
 
 
 def save(path: Path, weights: dict[str, Tensor]) -> None:
-    """Writes a safetensors file, whole or not at all."""
+    """Writes a safetensors file, whole or not at all, and its SHA-256 beside it."""
     with whole(path) as temporary:
         save_file({name: value.contiguous() for name, value in weights.items()}, temporary, metadata={"format": "pt"})
+        write_sidecar(path, sha256(temporary))
 
 
 def load(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the host. Raises UserError for one that is missing, damaged or another."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    verify(path)
     try:
         weights = load_file(path)
     except Exception as error:  # safetensors' own class and whatever else a hostile header makes it raise
