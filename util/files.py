@@ -1,10 +1,13 @@
 """Files that are whole or not there."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from util.errors import UserError
 
 
 @contextmanager
@@ -21,6 +24,15 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Whole, strict JSON. Raises UserError where it cannot be written."""
+    try:
+        with whole(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _to_disk(path: Path) -> None:
