@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> None:
         model = build_model(args)
     if args.dry_run:
         if world.is_main:
-            print(json.dumps({**provenance(args), **cost_report(model, args.batch_size)}, indent=2))
+            cost = cost_report(model, args.batch_size, args.num_iter_list, guided=args.cfg != 1)
+            print(json.dumps({**provenance(args), **cost}, indent=2))
         return
     output_dir = make_writable(args.output_dir)
     torch.manual_seed(args.seed + world.rank)
