@@ -29,7 +29,7 @@ def flops_of(call: Callable[[], object]) -> int:
 
 
 def on_meta(model: FractalGen) -> FractalGen:
-    return copy.deepcopy(model).to("meta")
+    return model if model.fake_latent.is_meta else copy.deepcopy(model).to("meta")
 
 
 def rgb_head(model: FractalGen) -> PixelLoss:
@@ -40,20 +40,32 @@ def level_names(model: FractalGen) -> list[str]:
     return [*(f"level{i}" for i in range(len(model.generators))), "rgb"]
 
 
-def forward_flops(model: FractalGen) -> list[int]:
-    """Operations of one forward pass by level, the RGB head last, in the paper's convention (Table 1): batch 1, every patch
-    of every level, transformer blocks without condition tokens, and at the RGB head the condition's projection; neither
-    embeddings nor logits."""
-    model, counts, pictures = on_meta(model), [], 1
-    for generator in model.generators:
-        spec = generator.spec
-        x = torch.empty(pictures, spec.num_patches, spec.embed_dim, device="meta")
-        counts.append(flops_of(lambda: generator.run(x)))  # noqa: B023  called at once
+@dataclass(frozen=True)
+class ForwardCost:
+    """Of a picture's patch tokens. flops: operations by level, the RGB head last; entries: of the attention matrices of one
+    head and block, by level above the pixel, from the operations of the products with them (two multiply-adds a channel)."""
+
+    flops: list[int]
+    entries: list[int]
+
+
+def forward_cost(model: FractalGen) -> ForwardCost:
+    """One forward pass in the paper's convention (Table 1): batch 1, every patch of every level, transformer blocks without
+    condition tokens, and at the RGB head the condition's projection; neither embeddings nor logits."""
+    model, cost, pictures = on_meta(model), ForwardCost([], []), 1
+    for spec, generator in ((generator.spec, generator) for generator in model.generators):
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            generator.run(torch.empty(pictures, spec.num_patches, spec.embed_dim))
+        by_operator = {str(operator): flops for operator, flops in counter.get_flop_counts()["Global"].items()}
+        attention = sum(flops for name, flops in by_operator.items() if "bmm" in name or "attention" in name)
+        cost.flops.append(counter.get_total_flops())
+        cost.entries.append(attention // (4 * spec.embed_dim * spec.num_blocks))
         pictures *= spec.num_patches
     head = rgb_head(model)
     cond = torch.empty(pictures, head.cond_proj.in_features, device="meta")
     tokens = torch.empty(pictures, 3, head.cond_proj.out_features, device="meta")
-    return [*counts, flops_of(lambda: (head.cond_proj(cond), head.run(tokens)))]
+    cost.flops.append(flops_of(lambda: (head.cond_proj(cond), head.run(tokens))))
+    return cost
 
 
 def patches_in_training(generator: Generator) -> int:
@@ -68,7 +80,7 @@ def patches_in_training(generator: Generator) -> int:
 def training_flops(model: FractalGen) -> list[int]:
     """Operations of what one picture's forward pass in training really runs, by level, the RGB head last: condition tokens,
     guiding heads, embeddings and logits in it, of the patches that are masked, as many as on average."""
-    model, masks, pictures = on_meta(model).eval(), [], 1
+    model, masks, pictures = on_meta(model), [], 1
     for generator in model.generators:
         length, going = generator.spec.num_patches, patches_in_training(generator)
         masked = torch.ones(pictures, length, dtype=torch.bool, device="meta")
@@ -80,22 +92,6 @@ def training_flops(model: FractalGen) -> list[int]:
     below = [type(model).__name__ + ".next_fractal" * level for level in range(len(masks) + 1)]
     names = [*(f"{name}.generator" for name in below[:-1]), below[-1]]
     return [sum(counter.get_flop_counts()[name].values()) for name in names]
-
-
-def attention_entries(model: FractalGen) -> list[int]:
-    """Entries of the attention matrices of one head and block for a picture's patch tokens, by level above the pixel.
-
-    From the operations of the products with those matrices: two multiply-adds a channel and entry.
-    """
-    model, entries, pictures = on_meta(model), [], 1
-    for spec, generator in ((generator.spec, generator) for generator in model.generators):
-        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            generator.run(torch.empty(pictures, spec.num_patches, spec.embed_dim))
-        products = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
-        flops = sum(count for op, count in products.items() if "bmm" in op or "attention" in op)
-        entries.append(flops // (4 * spec.embed_dim * spec.num_blocks))
-        pictures *= spec.num_patches
-    return entries
 
 
 @dataclass(frozen=True)
@@ -116,8 +112,8 @@ def sampling_cost(model: FractalGen, num_iter_list: Sequence[int], guided: bool)
     for depth in (1, 2):
         blocks = [min(depth, own) for own in model.arguments["num_blocks_list"]]
         with torch.device("meta"):
-            shallow.append(type(model)(**{**model.arguments, "num_blocks_list": blocks}))
-    one, two = (_sampling_cost(cut.eval(), num_iter_list, guided) for cut in shallow)
+            shallow.append(FractalGen(**{**model.arguments, "num_blocks_list": blocks}))
+    one, two = (_sampling_cost(cut, num_iter_list, guided) for cut in shallow)
     extra = [own - 1 for own in model.arguments["num_blocks_list"]]
     flops = [f1 + n * (f2 - f1) for n, f1, f2 in zip(extra, one.flops, two.flops, strict=True)]
     return SamplingCost(flops, one.calls)
@@ -173,7 +169,7 @@ def _level_flops(sampler: LevelSampler, num_iter: int, guidance: Guidance, noise
 def training_bytes(model: FractalGen, batch_size: int) -> dict[str, int]:
     """Memory of a training step in bytes, in float32: weights with gradients and AdamW's two moments, and the tensors
     that the forward pass of `batch_size` pictures keeps for the backward pass when every patch goes down (the most)."""
-    model = on_meta(model).train()
+    model = copy.deepcopy(model).to("meta").train()
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     kept: dict[int, int] = {}
 
@@ -210,18 +206,18 @@ def cost_report(model: FractalGen, batch_size: int, num_iter_list: Sequence[int]
     argument in numbers (section 3.1): all pixels in one sequence against each level's small ones.
     """
     steps, side = tuple(num_iter_list or model.sampling_defaults.num_inference_steps), model.img_size_list[0]
-    names, sampling = level_names(model), sampling_cost(model, steps, guided)
+    names, forward, sampling = level_names(model), forward_cost(model), sampling_cost(model, steps, guided)
     with torch.device("meta"):
         flat = FractalGen((side, 1), (4, 4), (1, 1), (1, 1), ("mar", "ar"))
     by_level = lambda numbers: dict(zip(names, numbers, strict=True))  # noqa: E731
     gflops = lambda counts: {k: round(v / 1e9, 3) for k, v in {**by_level(counts), "total": sum(counts)}.items()}  # noqa: E731
-    attention = dict(zip(names, attention_entries(model), strict=False))  # the RGB head has three tokens
+    attention = dict(zip(names, forward.entries, strict=False))  # the RGB head has three tokens
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameters_by_level": by_level(parameters_by_level(model)),
-        "forward_gflops_per_picture": gflops(forward_flops(model)),
+        "forward_gflops_per_picture": gflops(forward.flops),
         "training_forward_gflops_per_picture": gflops(training_flops(model)),
-        "attention_matrix_entries": {f"one sequence of {side}x{side} pixels": attention_entries(flat)[0], **attention},
+        "attention_matrix_entries": {f"one sequence of {side}x{side} pixels": forward_cost(flat).entries[0], **attention},
         "sampling": {
             "num_iter_list": steps,
             "guidance": guided,

@@ -1,26 +1,24 @@
-import itertools
+"""Costs as the paper states them, and as torch's counter sees them where a model really runs."""
+
+from collections import Counter
+from functools import cache
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import tiny_model
 from models import fractalgen
+from models.ar import ARSampler
+from models.flops import cost_report, forward_cost, sampling_cost, training_bytes, training_flops
 from models.fractalgen import FractalGen
-from models.flops import (
-    attention_entries,
-    cost_report,
-    forward_flops,
-    parameters_by_level,
-    sampling_cost,
-    training_bytes,
-    training_flops,
-)
 from models.generator import Mask
-from models.mar import MARSampler
+from models.guidance import Guidance
+from models.mar import MAR, MARSampler
 from models.noise import Noise
 from models.pixelloss import PixelSampler
-from models.sampler import LevelSampler
+from models.prepared import Setup
 
 TABLE_1 = {"fractalmar_in64": (215, 208, 15), "fractalmar_large_in256": (215, 208, 419, 22)}  # GFLOPs, paper
 
@@ -35,68 +33,107 @@ def preset(name: str) -> FractalGen:
         return fractalgen.__dict__[name]()
 
 
+@cache
+def preset_flops(name: str) -> list[int]:
+    return forward_cost(preset(name)).flops
+
+
 @pytest.mark.parametrize("name", TABLE_1)
 def test_forward_cost_is_the_papers_table_1(name):
-    assert [f / 1e9 for f in forward_flops(preset(name))] == pytest.approx(TABLE_1[name], rel=0.02)
+    assert [f / 1e9 for f in preset_flops(name)] == pytest.approx(TABLE_1[name], rel=0.02)
+
+
+def test_256_px_cost_twice_64_px():
+    small, large = (sum(preset_flops(name)) for name in TABLE_1)
+    assert large / small == pytest.approx(2, rel=0.02)
 
 
 @pytest.mark.parametrize("kind", ["ar", "mar"])
 def test_two_levels_cost_5516_gflops(kind):
     """64 px in one sequence of 4096 pixels, of the 64 px model's width and depth (paper, Table 1)."""
     model = on_meta([64, 1], [1024, 128], [32, 3], [16, 4], [kind, "ar"])
-    assert sum(forward_flops(model)) / 1e9 == pytest.approx(5516, rel=0.02)
+    assert sum(forward_cost(model).flops) / 1e9 == pytest.approx(5516, rel=0.02)
 
 
-def test_256_px_cost_twice_64_px():
-    small, large = (sum(forward_flops(preset(name))) for name in TABLE_1)
-    assert large / small == pytest.approx(2, rel=0.02)
+def test_attention_entries_are_counted_in_both_types(kind):
+    """In levels of few tokens and of many, for which other kernels are taken."""
+    assert forward_cost(tiny_model(kind)).entries == [16**2, 16 * 4**2]
+    assert forward_cost(tiny_model(kind, img_size_list=[32, 2, 1])).entries == [256**2, 256 * 4**2]
 
 
-def test_attention_matrices_are_as_small_as_the_paper_says():
-    report = cost_report(preset("fractalmar_base_in256"), 1, (1, 1, 1))["attention_matrix_entries"]
-    assert report == {
+def test_training_flops_are_those_of_a_forward_pass(kind):
+    """On a real model; on average 0.80 L + 0.5 of L patches are masked: 13 of 16 and 4 of 4."""
+    model, masks, rows = tiny_model(kind), [], 1
+    for generator, patches in zip(model.generators, (13, 4), strict=True):
+        is_mar, length = isinstance(generator, MAR), generator.spec.num_patches
+        masks.append(Mask.of((torch.arange(length) < patches).expand(rows, -1)) if is_mar else None)
+        rows *= patches if is_mar else length
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the CPU's fused kernel is not counted
+        model(torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.long), masks=masks)
+    found = training_flops(model)
+    assert sum(found) == counter.get_total_flops()
+    assert all(flops > 0 for flops in found)
+    assert training_flops(tiny_model(kind, grad_checkpointing=True)) == found
+
+
+def test_sampling_costs_what_the_sampler_does(kind, monkeypatch):
+    """Operations and calls counted while a real picture is drawn; levels of several blocks."""
+    steps, scale = (5, 3), 1.0 if kind == "mar" else 3.0
+    model, calls = tiny_model(kind, num_blocks_list=[3, 1, 2]), Counter()
+    cost = sampling_cost(model, steps, guided=scale != 1)
+    for cls in (ARSampler, MARSampler):
+        name = lambda sampler: f"level{sampler.generator.spec.index}"  # noqa: E731
+        monkeypatch.setattr(cls, "predict", counted(cls.predict, name, calls))
+    name = lambda head: "rgb" if head.cond_proj.transposed.shape[0] == 16 else "guiding"  # noqa: E731  the guiding head: 32
+    monkeypatch.setattr(PixelSampler, "draw", counted(PixelSampler.draw, name, calls))
+    guidance = Guidance.create(scale, "linear", 1.0, 1e-4)
+    noise = Noise.of_pictures(0, [0], model.noise_sizes)
+    with torch.no_grad():
+        sampler = model.sampler(Setup(torch.float32))  # what is prepared once a call is not counted
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            sampler.draw([guidance.double(model.fake_latent)] * model.num_conds, guidance, noise, steps)
+    assert sum(cost.flops) == counter.get_total_flops()
+    assert cost.calls == [calls["level0"], calls["level1"], calls["rgb"]]
+    assert calls["guiding"] == (cost.calls[0] if kind == "guided" else 0)
+
+
+def counted(function, name, calls):
+    def wrapped(self, *args):
+        calls[name(self)] += 1
+        return function(self, *args)
+
+    return wrapped
+
+
+def test_activations_are_what_the_backward_pass_keeps():
+    model = tiny_model("mar", attn_dropout=0.0, proj_dropout=0.0).train()
+    plain = training_bytes(model, 4)
+    assert plain["activations"] == 4 * training_bytes(model, 1)["activations"]
+    less = training_bytes(tiny_model("mar", grad_checkpointing=True), 4)
+    assert less["activations"] < 0.7 * plain["activations"]
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    assert plain["weights, gradients, moments"] == 4 * weights
+    assert all(not p.is_meta for p in model.parameters())
+
+
+def test_the_report_has_every_line():
+    model, steps, names = preset("fractalmar_base_in256"), (2, 2, 2), ["level0", "level1", "level2", "rgb"]
+    report = cost_report(model, 2, steps, guided=True)
+    assert report["parameters"] == sum(report["parameters_by_level"].values()) == 186_300_224
+    below = sum(p.numel() for p in model.next_fractal.parameters())
+    assert report["parameters_by_level"]["level0"] == 186_300_224 - below
+    assert list(report["parameters_by_level"]) == names
+    assert report["attention_matrix_entries"] == {
         "one sequence of 256x256 pixels": 4_294_967_296,  # (256 ** 2) ** 2
         "level0": 256**2,
         "level1": 256 * 16**2,
         "level2": 1_048_576,  # 64 * 64 pictures of 4 x 4 pixels, (4 ** 2) ** 2 each
     }
-
-
-def test_attention_is_counted_in_both_types_and_kernels(kind):
-    assert attention_entries(tiny_model(kind)) == [16**2, 16 * 4**2]
-    long = tiny_model(kind, img_size_list=[32, 2, 1])
-    assert attention_entries(long) == [256**2, 256 * 4**2]
-
-
-def test_training_flops_are_those_of_a_forward_pass(kind):
-    """Held against the counter on a real model, whose levels hand down as many patches as on average."""
-    model = tiny_model(kind, grad_checkpointing=True)
-    going = {"ar": (16, 4), "mar over ar": (13, 4), "ar over mar": (16, 3)}.get(kind, (13, 3))
-    masks, rows = [], 1
-    for generator, patches in zip(model.generators, going, strict=True):
-        length = generator.spec.num_patches
-        random = Mask.of((torch.arange(length) < patches).expand(rows, -1))
-        masks.append(random if patches < length else None)
-        rows *= patches
-    with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.long), masks=masks)
-    assert sum(training_flops(model)) == counter.get_total_flops()
-    assert len(training_flops(model)) == 3
-
-
-def count_calls(monkeypatch, model: FractalGen) -> dict[str, int]:
-    """Counts the trunks' runs by level, and those of the RGB heads."""
-    calls = dict.fromkeys(["level0", "level1", "rgb", "guiding"], 0)
-    for cls in {type(g.sampler(None, None)) if False else c for g in model.generators for c in LevelSampler.__subclasses__()}:
-        plain = cls.predict
-
-        def counted(self, *args, plain=plain):
-            calls[f"level{self.generator.spec.index}"] += 1
-            return plain(self, *args)
-
-        monkeypatch.setattr(cls, "predict", counted)
-    draw, start = PixelSampler.draw, MARSampler.start
-    monkeypatch.setattr(PixelSampler, "draw", lambda *args: calls.update(rgb=calls["rgb"] + 1) or draw(*args))
-    return calls
-
-
+    sampling = report["sampling"]
+    assert sampling["network_calls"] == {"level0": 2, "level1": 4, "level2": 8, "rgb": 8}
+    for flops in (report["forward_gflops_per_picture"], report["training_forward_gflops_per_picture"],
+                  sampling["gflops_per_picture"]):  # fmt: skip
+        assert list(flops) == [*names, "total"]
+        assert sum(flops[name] for name in names) == pytest.approx(flops["total"], abs=0.01)
+    alone = sum(sampling_cost(model, steps, guided=False).flops) / 1e9
+    assert sampling["gflops_per_picture"]["total"] == pytest.approx(2 * alone, rel=0.01)
