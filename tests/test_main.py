@@ -123,7 +123,7 @@ def test_likelihoods_are_written_with_all_that_is_needed_to_repeat_them(data, tr
     assert printed.items() <= written.items()
     assert written["checkpoint"]["path"] == str(checkpoint_file)
     assert written["checkpoint"]["sha256"] == hashlib.sha256(checkpoint_file.read_bytes()).hexdigest()
-    assert written["data"] == {"path": str(data), "kind": "folder per class", "num_pictures": 6}
+    assert written["data"] == {"path": str(data), "kind": "class folders", "num_pictures": 6}
     settings = {"seed": 5, "nll_forward_number": 2, "nll_labels": True, "nll_schedule": True, "num_iter_list": [3, 2]}
     assert settings.items() <= written["settings"].items()
     assert written["versions"]["torch"] == torch.__version__
