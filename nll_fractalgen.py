@@ -45,15 +45,15 @@ def compute_nll(
     num_iter_list: Sequence[int] | None = None,
     progress_bar: bool = True,
 ) -> dict:
-    """Bits per dimension (3 * H * W of them) of the loader's pictures, over all processes (paper section 4.1).
+    """Bits per dimension (3 * H * W of them) of the loader's pictures, over all processes (SPEC sections 1, 3).
 
-    conditional    given the pictures' classes; else unconditional (as published, SPEC section 3)
-    passes         random masks for each picture at each MAR level (and each patch that goes down has its own), or orders;
-                   a function of (seed, picture number, pass). A model without MAR levels needs, and gets, one
+    conditional    given the pictures' classes; else unconditional, as published
+    passes         masks (each with its own count), or orders, for each picture of each MAR level, where a patch that goes down
+                   is a picture of the next; functions of (seed, picture number, pass). Without MAR levels there is one pass
     num_iter_list  None: a MAR level is estimated over all orders, one patch a step. Else the exact likelihood of what the
-                   unguided sampler does with so many steps, for `passes` drawn orders; one trunk pass a step
+                   unguided sampler does with so many steps, for the drawn orders; one trunk pass a step
 
-    For the sense in which each number is a bound see `models.likelihood.bits_by_term`. Returns
+    In what sense the numbers are bounds: see `models.likelihood.bits_by_term`. Returns
     bits_per_dim        their mean, an upper bound on the negative log-likelihood, guiding pixels' bits in it
     standard_error      of it, over pictures; with several passes also standard_error_of_passes, the part that more would remove
     bits_per_dim_<head> its parts by head: rgb, guiding1, …; by_channel: each head's parts by R, G, B. Parts sum to the total
@@ -78,10 +78,8 @@ def compute_nll(
             for number in range(passes):
                 keys = (indices + number * len(loader.dataset)).tolist()
                 noise = Noise.of_pictures(seed, keys, model.noise_sizes)
-                masks = draw_steps(model, noise, num_iter_list) if num_iter_list else model.draw_masks(noise)
-                masks = [mask and mask.to(device) for mask in masks]
                 with autocast:
-                    measured.append(_measure(model, pictures, labels, indices, masks, conditional, bool(num_iter_list)))
+                    measured.append(_measure(model, pictures, labels, indices, noise, conditional, num_iter_list))
     gathered = [one for of_process in dist.gather(measured) for one in of_process]
     if not gathered:
         raise UserError(f"none of the {len(loader.dataset)} validation pictures can be read; see dataset_tool check")
@@ -89,13 +87,16 @@ def compute_nll(
     return {**scores, "meaning": meaning(model, bool(num_iter_list), guided=len(scores["by_channel"]) > 1)}
 
 
-def _measure(model, pictures, labels, indices, masks, conditional, in_steps) -> Measured:
+def _measure(model, pictures, labels, indices, noise, conditional, num_iter_list) -> Measured:
+    """One pass, with the masks or orders that `noise` (on the host) decides."""
+    masks = draw_steps(model, noise, num_iter_list) if num_iter_list else model.draw_masks(noise)
+    masks = [mask and mask.to(pictures.device) for mask in masks]
     drop = torch.full_like(labels, not conditional, dtype=torch.bool)
     settings = dict(masks=masks, label_drop=drop, train=False, dither=0.0, return_terms=True)
     _, terms = model(pictures, labels, as_drawn=True, **settings)
     rows = trace_rows(model, masks, len(pictures))
     published = torch.empty(len(pictures), 0, 2, dtype=torch.float64)
-    if not (conditional or in_steps):
+    if not (conditional or num_iter_list):
         as_published = model(pictures, labels, **settings)[1] if len(terms) > 1 else terms
         published = loss_sums(as_published, rows)
     return Measured(indices, bits_by_term(terms, rows), bits_by_level(model, terms, rows), published)

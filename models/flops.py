@@ -202,8 +202,8 @@ def parameters_by_level(model: FractalGen) -> list[int]:
 def cost_report(model: FractalGen, batch_size: int, num_iter_list: Sequence[int] | None = None, guided: bool = False) -> dict:
     """What `--dry_run` prints of a model: everything above, in GFLOPs and GiB, and by level.
 
-    `num_iter_list` (default: the model's) and `guided` are for the cost of sampling. The line on attention sets the paper's
-    argument in numbers (section 3.1): all pixels in one sequence against each level's small ones.
+    `num_iter_list` (default: the model's) and `guided` are for the cost of sampling. The line on attention is the
+    paper's argument in numbers: all pixels in one sequence against the short ones of each level.
     """
     steps, side = tuple(num_iter_list or model.sampling_defaults.num_inference_steps), model.img_size_list[0]
     names, forward, sampling = level_names(model), forward_cost(model), sampling_cost(model, steps, guided)

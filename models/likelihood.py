@@ -101,7 +101,7 @@ def bits_by_term(terms: Sequence[Term], rows: Sequence[Rows]) -> dict[str, Tenso
     bits = {}
     for term in terms:
         of_head = rows_of_term(term, rows)
-        values = of_head.weight[:, None] * term.nll.double().cpu() / LN2
+        values = of_head.weight[:, None] * term.nll.cpu().double() / LN2
         bits[term.name] = values.new_zeros(len(rows[0].owner), 3).index_add_(0, of_head.owner, values)
     return bits
 
@@ -114,12 +114,12 @@ def bits_by_level(model: FractalGen, terms: Sequence[Term], rows: Sequence[Rows]
     becomes as more of its level is known. A level where it does not is weak, or its patches have little in common.
     """
     guiding = {int(term.name.removeprefix("guiding")): term.nll for term in terms if term.name != "rgb"}
-    paid = next(term.nll for term in terms if term.name == "rgb").double().cpu().sum(1) / LN2  # (R,), with all inside it
+    paid = next(term.nll for term in terms if term.name == "rgb").cpu().double().sum(1) / LN2  # (R,), with all inside it
     found = {}
     for level, generator in reversed(list(enumerate(model.generators))):
         of_level = rows[level + 1]
         if level + 1 in guiding:
-            paid = paid + guiding[level + 1].double().cpu().sum(1) / LN2
+            paid = paid + guiding[level + 1].cpu().double().sum(1) / LN2
         values = torch.stack([of_level.weight * paid, of_level.weight * generator.spec.patch_dim], dim=1)
         sums = values.new_zeros(len(rows[0].owner) * QUARTERS, 2)
         sums.index_add_(0, of_level.owner * QUARTERS + of_level.quarter, values)
@@ -133,7 +133,7 @@ def loss_sums(terms: Sequence[Term], rows: Sequence[Rows]) -> Tensor:
     number of rows. The published evaluation loss is the sum over terms of all sums / all numbers."""
     sums = []
     for term in terms:
-        values = term.nll.double().cpu().mean(1) / LN2
+        values = term.nll.cpu().double().mean(1) / LN2
         of_rows = torch.stack([values, torch.ones_like(values)], dim=1)
         sums.append(of_rows.new_zeros(len(rows[0].owner), 2).index_add_(0, rows_of_term(term, rows).owner, of_rows))
     return torch.stack(sums, dim=1)

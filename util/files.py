@@ -27,10 +27,10 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Whole, strict JSON. Raises UserError where it cannot be written."""
+    """Raises UserError where it cannot be written."""
     try:
         with whole(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
