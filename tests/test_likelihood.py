@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracle import Twin
 
-from conftest import opinionated, random_levels, tiny_model
+from conftest import opinionated, random_levels, swayed, tiny_model
 from models.fractalgen import FractalGen
 from models.generator import Mask, Steps
 from models.likelihood import bits_by_level, bits_by_term, draw_steps, loss_sums, meaning, trace_rows
@@ -69,7 +69,7 @@ def no_ties(levels):
 @pytest.mark.parametrize("steps", [(5, 3), (16, 4), (1, 1)])
 def test_bits_in_steps_are_what_the_sampler_pays_for_the_picture(kind, steps):
     """The fast sampler and its slow twin, unguided and unfiltered, are made to draw the pictures: exact for the drawn orders."""
-    model, levels = opinionated(tiny_model(kind)), no_ties(random_levels(2, 8))
+    model, levels = swayed(tiny_model(kind)), no_ties(random_levels(2, 8))
     slow, fast = Forced(model, levels), Forced(model, levels)
     drawn = Twin(model, steps, 1.0, pick=slow).sample(None, slow.noise)
     conds = [model.fake_latent.repeat(2, 1)] * model.num_conds
@@ -82,11 +82,11 @@ def test_bits_in_steps_are_what_the_sampler_pays_for_the_picture(kind, steps):
 
 
 def test_a_picture_is_predicted_from_the_guiding_pixel_that_is_paid_for():
-    model, pictures = opinionated(tiny_model("guided")), normalize(no_ties(random_levels(2, 8)))
+    model, pictures = swayed(tiny_model("guided")), normalize(no_ties(random_levels(2, 8)))
     masks = model.draw_masks(Noise.of_pictures(0, range(2), model.noise_sizes))
     drawn, exact = (bits(model, pictures, masks, as_drawn) for as_drawn in (True, False))
     assert torch.equal(drawn["guiding1"], exact["guiding1"])
-    assert (drawn["rgb"] - exact["rgb"]).abs().min() > 1e-3
+    assert (drawn["rgb"] - exact["rgb"]).abs().min() > 0.02
 
 
 def test_ar_bits_are_the_loss_of_each_picture():
@@ -128,7 +128,7 @@ def test_guided_estimate_averages_to_the_samplers_bits_over_all_orders():
     """Guiding pixels included, and the orders those of the only MAR level, whose four patches share them here."""
     sizes = dict(img_size_list=[4, 2, 1], embed_dim_list=[16] * 3, num_blocks_list=[1] * 3, num_heads_list=[2] * 3)
     kinds = dict(generator_type_list=["ar", "mar", "ar"], num_conds=1, guiding_pixel=True, class_num=2)
-    model, levels = opinionated(FractalGen(**sizes, **kinds)).eval(), no_ties(random_levels(1, 4))
+    model, levels = swayed(FractalGen(**sizes, **kinds)).eval(), no_ties(random_levels(1, 4))
     estimate = brute = 0.0
     for hidden in SUBSETS:
         found = bits(model, normalize(levels), [None, hide(hidden, 4)])
