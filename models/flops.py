@@ -96,8 +96,8 @@ def training_flops(model: FractalGen) -> list[int]:
 
 @dataclass(frozen=True)
 class SamplingCost:
-    """Of one picture, by level, the RGB head last: operations, and how often the network of that level is called (as often
-    for a batch of pictures as for one)."""
+    """Of one picture, by level, the RGB head last: operations, a guiding head's among its level's, and how often the level's
+    network is called: once for all pictures of a step, so as often for a batch as for one."""
 
     flops: list[int]
     calls: list[int]
