@@ -15,9 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from models.fractalgen import FractalGen
-from models.likelihood import bits_by_term
-from models.noise import Noise
-from models.sampling import eval_mode
+from nll_fractalgen import compute_nll  # noqa: F401  a published name of this module
 from util import dist
 from util.dist import World
 from util.errors import UserError
@@ -166,62 +164,6 @@ def train_step(model, batches, optimizer, scaler, recipe, window: Window, device
 
 def bare(model: nn.Module) -> FractalGen:
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-@torch.no_grad()
-def compute_nll(
-    model: FractalGen,
-    loader: DataLoader,
-    *,
-    passes: int,
-    seed: int,
-    device: torch.device,
-    autocast: AbstractContextManager,
-    world: World,
-    progress_bar: bool = True,
-) -> dict[str, float]:
-    """Bits per dimension of the loader's pictures, unconditional (SPEC section 3), over all processes.
-
-    MAR levels are estimated with `passes` masks a picture, each a function of (seed, picture number, pass); guiding pixels
-    are rounded without dither, so that the result is one number. Returns
-    bits_per_dim with its standard error over pictures, its parts by term (rgb, guiding1, …), published_nll (the mean
-    evaluation loss in bits, where guiding losses are added unscaled) and the number of pictures.
-    """
-    height = model.img_size_list[0]
-    rows, published = [], []
-    quiet = None if progress_bar and world.is_main else True  # None: a bar on a terminal only
-    with eval_mode(model):
-        for levels, labels, indices in tqdm(loader, desc="likelihood", disable=quiet):
-            pictures, labels = normalize(levels.to(device, non_blocking=True)), labels.to(device)
-            unconditional = torch.ones_like(labels, dtype=torch.bool)
-            for number in range(passes):
-                keys = (indices + number * len(loader.dataset)).tolist()
-                masks = model.draw_masks(Noise.of_pictures(seed, keys, model.noise_sizes))
-                masks = [mask and mask.to(device) for mask in masks]
-                with autocast:
-                    loss, terms = model(
-                        pictures, labels, masks=masks, label_drop=unconditional, train=False, dither=0.0, return_terms=True
-                    )
-                bits = bits_by_term(model, terms, masks, len(pictures))
-                rows.append((indices, {name: value.cpu().double() for name, value in bits.items()}))
-                published.append((loss.item() * len(pictures), len(pictures)))
-    gathered = [row for part in dist.gather(rows) for row in part]
-    if not gathered:
-        raise UserError(f"none of the {len(loader.dataset)} validation pictures can be read; see dataset_tool check")
-    indices = torch.cat([index for index, _ in gathered])
-    order = indices.argsort(stable=True)  # float sums do not depend on who measured which picture
-    names = gathered[0][1]
-    by_term = {name: torch.cat([bits[name] for _, bits in gathered])[order] for name in names}
-    by_term = {name: bits.view(-1, passes).mean(1) / (3 * height * height) for name, bits in by_term.items()}
-    total = torch.stack(list(by_term.values())).sum(0)  # (pictures,)
-    sums = [pair for part in dist.gather(published) for pair in part]
-    return {
-        "bits_per_dim": total.mean().item(),
-        "standard_error": (total.std() / math.sqrt(len(total))).item() if len(total) > 1 else math.nan,
-        **{f"bits_per_dim_{name}": bits.mean().item() for name, bits in by_term.items()},
-        "published_nll": sum(loss for loss, _ in sums) / sum(n for _, n in sums) / math.log(2),
-        "num_pictures": len(total),
-    }
 
 
 @torch.no_grad()

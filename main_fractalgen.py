@@ -25,6 +25,7 @@ from trainer_fractalgen import Training
 from util import checkpoint, dist
 from util.data import PictureLoader, PictureSet, find_bad, make_loader, open_split
 from util.errors import UserError
+from util.files import sha256, write_json
 from util.flags import get_args_parser, has_bf16, make_writable, provenance
 
 
@@ -51,7 +52,8 @@ def run(args: argparse.Namespace) -> None:
         model = build_model(args)
     if args.dry_run:
         if world.is_main:
-            print(json.dumps({**provenance(args), **cost_report(model, args.batch_size)}, indent=2))
+            cost = cost_report(model, args.batch_size, args.num_iter_list, guided=args.cfg != 1)
+            print(json.dumps({**provenance(args), **cost}, indent=2))
         return
     output_dir = make_writable(args.output_dir)
     torch.manual_seed(args.seed + world.rank)
@@ -106,6 +108,8 @@ def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
             if (value := getattr(args, name)) is not None and not low <= value <= high:
                 bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
                 raise UserError(f"--{name} {value} must be {bounds}")
+    if args.class_num == 0 and args.nll_labels:
+        raise UserError("--nll_labels needs classes; with --class_num 0 leave it out")
     if args.class_num == 0 and args.cfg != 1:
         raise UserError(f"--cfg {args.cfg} needs classes; with --class_num 0 leave it out")
     for label in args.class_labels or ():
@@ -193,9 +197,15 @@ class Job:
         return len(loader.known_bad)
 
     def nll(self, model: fractalgen.FractalGen, loader: PictureLoader, say: Callable[[str], None]) -> dict[str, float]:
+        """The single figures of `likelihood`."""
+        return {name: x for name, x in self.likelihood(model, loader, say).items() if isinstance(x, (int, float))}
+
+    def likelihood(self, model: fractalgen.FractalGen, loader: PictureLoader, say: Callable[[str], None]) -> dict:
         """compute_nll of the pictures that can be read, and how many cannot."""
+        args = self.args
         scores = engine.compute_nll(
-            model, loader, passes=self.args.nll_forward_number, seed=self.args.seed,
+            model, loader, passes=args.nll_forward_number, seed=args.seed, conditional=args.nll_labels,
+            num_iter_list=args.num_iter_list if args.nll_schedule else None,
             device=self.device, autocast=self.autocast, world=self.world,
         )  # fmt: skip
         return {**scores, "num_bad_pictures": self.tell_bad(loader, say)}
@@ -209,7 +219,7 @@ class Job:
 
     def evaluate(self) -> None:
         """--evaluate_nll and --evaluate_gen: prints a JSON line each."""
-        args = self.args
+        args, path = self.args, None
         if args.resume:
             path = checkpoint.locate(args.resume)
             content = checkpoint.load(path)
@@ -222,9 +232,14 @@ class Job:
             pictures = self.data("val")
             say = lambda line: print(line, file=sys.stderr) if self.world.is_main else None  # noqa: E731
             say(f"{args.data_path}: {pictures.source.kind}, {len(pictures)} pictures in val")
-            scores = self.nll(self.model, self.loader(pictures, args.nll_bsz, shuffled=False), say)
+            scores = self.likelihood(self.model, self.loader(pictures, args.nll_bsz, shuffled=False), say)
             if self.world.is_main:
-                print(json.dumps(scores))
+                scores = {name: None if x != x else x for name, x in scores.items()}  # JSON knows no nan
+                print(json.dumps(scores), flush=True)
+                used = {"path": str(path), "sha256": sha256(path), "ema": args.ema} if path else None
+                data = {"path": args.data_path, "kind": pictures.source.kind, "num_pictures": len(pictures)}
+                about = {"checkpoint": used, "data": data, **provenance(args), "processes": self.world.size}
+                write_json(self.output_dir / "nll.json", {**scores, **about})
         if args.evaluate_gen:
             folder = self.output_dir / "generated"
             scores = self.generate(self.model, folder)

@@ -13,7 +13,7 @@ import engine_fractalgen as engine
 from models.layers import Block, RotaryBlock
 from util import checkpoint, dist
 from util.errors import UserError, one_line
-from util.files import whole
+from util.files import write_json
 from util.flags import provenance
 from util.meters import BadSteps, RunLog
 from util.signals import Interrupt, Interrupted
@@ -64,8 +64,8 @@ class Training:
             if job.world.is_main:
                 checkpoint.clean(job.output_dir)
                 if not (dist.restarts() and self.began_here()):
-                    with self.log.though_the_disk_be_full(), whole(job.output_dir / SETTINGS) as temporary:
-                        temporary.write_text(json.dumps({**provenance(job.args), "job": dist.job()}, indent=2) + "\n")
+                    with self.log.though_the_disk_be_full():
+                        write_json(job.output_dir / SETTINGS, {**provenance(job.args), "job": dist.job()})
             train, val = (loader.dataset for loader in (self.train_loader, self.val_loader))
             kinds = " and ".join(dict.fromkeys(data.source.kind for data in (train, val)))
             self.log.note(f"{job.args.data_path}: {kinds}, {len(train.classes)} classes, {len(train)} + {len(val)} pictures")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models import ar, mar  # noqa: F401  importing ar registers its type
-from models.generator import GENERATORS, Choices, Generator, LevelSpec, Mask, check_architecture
+from models.generator import GENERATORS, Choices, Generator, LevelSpec, Mask, Steps, check_architecture
 from models.guidance import Guidance, inverse_cdf
 from models.layers import full_precision
 from models.noise import Noise
@@ -139,25 +139,26 @@ class FractalGen(nn.Module, Pretrained):
         imgs: Tensor,
         labels: Tensor,
         *,
-        masks: Sequence[Mask | None] | None = None,
+        masks: Sequence[Mask | Steps | None] | None = None,
         label_drop: Tensor | None = None,
         train: bool | None = None,
         dither: float = 0.01,
+        as_drawn: bool = False,
         return_terms: bool = False,
     ) -> Tensor | tuple[Tensor, list[Term]]:
         """Normalised pictures (B, 3, H, H), class labels (B,) int64 -> scalar loss; with `return_terms` its terms too.
 
         train       masks and channel weights as in training or as in evaluation; default: `self.training`
-        masks       one for each level above the pixel, None where it has none; default: drawn
+        masks       one for each level above the pixel, None where it has none; default: drawn; or Steps, see `Choices`
         label_drop  (B,) bool, pictures whose class is hidden; default: random in training, all in evaluation,
                     so that the evaluation loss is unconditional (SPEC section 3)
-        dither      see `Choices`
+        dither, as_drawn  see `Choices`
         """
         train = self.training if train is None else train
         if label_drop is None:
             drop_prob = self.label_drop_prob if train else 1.0
             label_drop = torch.rand(len(imgs), device=imgs.device) < drop_prob
-        terms = self.terms(imgs, self.conditions(labels, label_drop), Choices(masks, train, dither))
+        terms = self.terms(imgs, self.conditions(labels, label_drop), Choices(masks, train, dither, as_drawn))
         loss = torch.stack([term.loss for term in terms]).sum()
         return (loss, terms) if return_terms else loss
 

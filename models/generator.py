@@ -83,17 +83,32 @@ class Mask:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """When the sampler decides each patch of a MAR level. order (N, L): patch numbers as they are decided; plan: places
+    [begin, end) of the order for each step."""
+
+    order: Tensor
+    plan: tuple[tuple[int, int], ...]
+
+    def to(self, device: torch.device) -> "Steps":
+        return Steps(self.order.to(device, non_blocking=True), self.plan)
+
+
+@dataclass(frozen=True)
 class Choices:
     """What one forward pass decides, said instead of read off `module.training`.
 
-    masks   a Mask for each level, None where the level has none or is to draw it; None: all levels draw
-    train   draw masks and weigh channels as in training, else as in evaluation (SPEC sections 3, 4)
-    dither  standard deviation, in levels, of the noise added to a guiding pixel before rounding
+    masks     a Mask for each level, None where the level has none or is to draw it; None: all levels draw. Steps instead of
+              a Mask: all patches are predicted, each from those of the sampler's earlier steps, in one pass a step
+    train     draw masks and weigh channels as in training, else as in evaluation (SPEC sections 3, 4)
+    dither    standard deviation, in levels, of the noise added to a guiding pixel before rounding
+    as_drawn  levels see their guiding pixel rounded, as the sampler draws it; else its exact mean (as published)
     """
 
-    masks: Sequence[Mask | None] | None = None
+    masks: Sequence[Mask | Steps | None] | None = None
     train: bool = True
     dither: float = 0.01
+    as_drawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,6 +145,10 @@ class Generator(nn.Module):
 
     def draw_mask(self, noise: Noise, train: bool) -> Mask | None:
         """The mask that `noise` decides, None for a type whose patches all go down."""
+        return None
+
+    def draw_steps(self, noise: Noise, num_iter: int) -> Steps | None:
+        """The sampler's steps as `noise` decides them, None for a type whose `forward` hands down all patches as sampled."""
         return None
 
     def sampler(self, child, setup: Setup) -> LevelSampler:

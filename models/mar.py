@@ -13,7 +13,7 @@ import torch
 from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 
-from models.generator import Choices, Generator, Handed, LevelSpec, Mask, register_generator
+from models.generator import Choices, Generator, Handed, LevelSpec, Mask, Steps, register_generator
 from models.guidance import Guidance
 from models.layers import Block, dot_product_attention, init_weights, run_blocks
 from models.noise import Noise
@@ -21,6 +21,7 @@ from models.patches import patchify, with_neighbours
 from models.pixelloss import PixelLoss
 from models.prepared import Linear, PreparedBlock, Setup, merge_heads, split_heads
 from models.sampler import TransformerSampler
+from util.pixels import normalize, to_levels
 
 MASK_RATIO_MEAN, MASK_RATIO_STD = 1.0, 0.25
 CACHED_TOKENS = 1024  # sampled together on a CPU
@@ -101,6 +102,9 @@ class MAR(Generator):
     def draw_mask(self, noise: Noise, train: bool) -> Mask:
         return Mask.of_counts(masked_counts(noise.count.numpy(), self.spec.num_patches, train), noise.order)
 
+    def draw_steps(self, noise: Noise, num_iter: int) -> Steps:
+        return Steps(self.order(noise), tuple((begin, end) for begin, end, _ in self.plan(num_iter)))
+
     def random_mask(self, n: int, train: bool, device: torch.device) -> Mask:
         """Counts from NumPy's global generator, so that the host knows them; orders from torch's on the device."""
         length = self.spec.num_patches
@@ -117,11 +121,26 @@ class MAR(Generator):
             # Columns, then rows: in this order float32 breaks ties (means of x.5 levels) as the published weights learnt.
             pixel = pictures.mean(-1).mean(-1)  # (N, 3)
             nll = self.guiding_pixel_loss(pixel, conds, choices.dither)
+            if choices.as_drawn:
+                pixel = normalize(to_levels(pixel), dtype=pixel.dtype)
         patches = patchify(pictures, spec.patch_size)  # (N, L, C)
-        out = self.trunk(patches, mask.masked, self.embed_prefix(conds, pixel))
-        handed = [cond.flatten(0, 1)[mask.rows] for cond in with_neighbours(out)]
-        patches = patches.flatten(0, 1)[mask.rows]  # (R, C)
+        prefix = self.embed_prefix(conds, pixel)
+        if isinstance(mask, Steps):
+            handed, patches = self.in_steps(patches, mask, prefix), patches.flatten(0, 1)
+        else:
+            out = self.trunk(patches, mask.masked, prefix)
+            handed = [cond.flatten(0, 1)[mask.rows] for cond in with_neighbours(out)]
+            patches = patches.flatten(0, 1)[mask.rows]  # (R, C)
         return Handed(patches.unflatten(1, (3, spec.patch_size, spec.patch_size)), handed, nll)
+
+    def in_steps(self, patches: Tensor, steps: Steps, prefix: Tensor) -> list[Tensor]:
+        """Patches (N, L, C), prefix (N, P, D) -> conditions, each (N * L, D): every patch's from the step that decides it."""
+        place = steps.order.argsort(dim=-1)[..., None]  # (N, L, 1)
+        handed = None
+        for begin, _ in steps.plan:  # later steps replace what they decide
+            new = with_neighbours(self.trunk(patches, place[..., 0] >= begin, prefix))
+            handed = [torch.where(place < begin, *pair) for pair in zip(handed or new, new, strict=True)]
+        return [cond.flatten(0, 1) for cond in handed]
 
     def sampler(self, child, setup: Setup) -> "MARSampler":
         if setup.refresh > 1 and self.spec.index == 0:

@@ -42,6 +42,16 @@ def opinionated(model: FractalGen) -> FractalGen:
     return model
 
 
+def swayed(model: FractalGen) -> FractalGen:
+    """Opinionated, and what it draws depends on a fraction of a level in a guiding pixel."""
+    opinionated(model)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("pix_proj.weight"):
+                weight.mul_(100)
+    return model
+
+
 @pytest.fixture(params=TINY)
 def kind(request) -> str:
     return request.param

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import main_fractalgen
 from conftest import random_levels
 from util.dist import World, from_environment
 from util.errors import UserError
@@ -62,6 +63,21 @@ def test_two_processes_measure_each_validation_picture_once(runs):
     one, two = (log(runs / name)[-1] for name in ("one", "two"))
     assert one["val/num_pictures"] == two["val/num_pictures"] == 7
     assert one["val/bits_per_dim"] == pytest.approx(two["val/bits_per_dim"], rel=1e-3)
+
+
+def test_two_processes_give_the_likelihood_of_one_whatever_the_batch(runs):
+    """The same weights; 7 pictures, of which batches of 2 in two processes leave one for the last."""
+    common = f"{MODEL} --data_path {runs}/data --resume {runs}/one --evaluate_nll"
+    launch(2, f"{common} --nll_bsz 2 --output_dir {runs}/nll2")
+    main_fractalgen.main(f"{common} --nll_bsz 5 --output_dir {runs}/nll1".split())
+    one, two = (json.loads((runs / name / "nll.json").read_text()) for name in ("nll1", "nll2"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert one["num_pictures"] == two["num_pictures"] == 7
+    for name in ("bits_per_dim", "standard_error", "published_nll"):
+        assert one[name] == pytest.approx(two[name], rel=1e-5)  # float32
+    for name in ("rgb", "level0", "level1"):
+        parts = [(scores["by_channel"] | scores["by_level"])[name] for scores in (one, two)]
+        assert parts[0] == pytest.approx(parts[1], rel=1e-5)
 
 
 def test_a_bad_picture_is_told_once_whichever_process_met_it(runs):

@@ -210,30 +210,6 @@ def test_bad_steps_are_counted_over_epochs(pictures, tmp_path):
     assert bad.skipped() == 6
 
 
-def test_nll_is_deterministic_and_does_not_depend_on_the_batch(pictures):
-    model = tiny_model("guided").train()
-    nll = lambda batch, passes=2: engine.compute_nll(  # noqa: E731
-        model, loader(pictures, batch, shuffled=False), passes=passes, seed=0, device=CPU, autocast=nullcontext(),
-        world=World(), progress_bar=False,
-    )  # fmt: skip
-    one, other = nll(24), nll(5)
-    assert model.training
-    assert one["num_pictures"] == other["num_pictures"] == 24
-    assert one["bits_per_dim"] == pytest.approx(other["bits_per_dim"], rel=1e-5)
-    assert one["bits_per_dim"] == pytest.approx(one["bits_per_dim_rgb"] + one["bits_per_dim_guiding1"])
-    assert 8 < one["bits_per_dim"] < 14  # noise, and an untrained model
-    assert 0 < one["standard_error"] < 1
-    assert nll(24) == one
-
-
-def test_published_nll_of_an_ar_model_is_its_bits_per_dim(pictures):
-    model = tiny_model("ar")
-    scores = engine.compute_nll(
-        model, loader(pictures, 7, shuffled=False), passes=1, seed=0, device=CPU, autocast=nullcontext(), world=World()
-    )
-    assert scores["published_nll"] == pytest.approx(scores["bits_per_dim"], rel=1e-5)
-
-
 SETTINGS = engine.SamplerSettings((4, 2), 2.0, "linear", 1.0, 1e-4)
 
 

@@ -1,18 +1,108 @@
+"""Costs as the paper states them, and as torch's counter sees them where a model really runs."""
+
+from collections import Counter
+from functools import cache
+
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import tiny_model
 from models import fractalgen
-from models.flops import cost_report, forward_flops, training_bytes
+from models.ar import ARSampler
+from models.flops import cost_report, forward_cost, sampling_cost, training_bytes, training_flops
+from models.fractalgen import FractalGen
+from models.generator import Mask
+from models.guidance import Guidance
+from models.mar import MAR, MARSampler
+from models.noise import Noise
+from models.pixelloss import PixelSampler
+from models.prepared import Setup
 
 TABLE_1 = {"fractalmar_in64": (215, 208, 15), "fractalmar_large_in256": (215, 208, 419, 22)}  # GFLOPs, paper
 
 
+def on_meta(*args, **kwargs) -> FractalGen:
+    with torch.device("meta"):
+        return FractalGen(*args, **kwargs)
+
+
+def preset(name: str) -> FractalGen:
+    with torch.device("meta"):
+        return fractalgen.__dict__[name]()
+
+
+@cache
+def preset_flops(name: str) -> list[int]:
+    return forward_cost(preset(name)).flops
+
+
 @pytest.mark.parametrize("name", TABLE_1)
 def test_forward_cost_is_the_papers_table_1(name):
-    with torch.device("meta"):
-        model = fractalgen.__dict__[name]()
-    assert [f / 1e9 for f in forward_flops(model)] == pytest.approx(TABLE_1[name], rel=0.02)
+    assert [f / 1e9 for f in preset_flops(name)] == pytest.approx(TABLE_1[name], rel=0.02)
+
+
+def test_256_px_cost_twice_64_px():
+    small, large = (sum(preset_flops(name)) for name in TABLE_1)
+    assert large / small == pytest.approx(2, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["ar", "mar"])
+def test_two_levels_cost_5516_gflops(kind):
+    """64 px in one sequence of 4096 pixels, of the 64 px model's width and depth (paper, Table 1)."""
+    model = on_meta([64, 1], [1024, 128], [32, 3], [16, 4], [kind, "ar"])
+    assert sum(forward_cost(model).flops) / 1e9 == pytest.approx(5516, rel=0.02)
+
+
+def test_attention_entries_are_counted_in_both_types(kind):
+    """In levels of few tokens and of many, for which other kernels are taken."""
+    assert forward_cost(tiny_model(kind)).entries == [16**2, 16 * 4**2]
+    assert forward_cost(tiny_model(kind, img_size_list=[32, 2, 1])).entries == [256**2, 256 * 4**2]
+
+
+def test_training_flops_are_those_of_a_forward_pass(kind):
+    """On a real model; on average 0.80 L + 0.5 of L patches are masked: 13 of 16 and 4 of 4."""
+    model, masks, rows = tiny_model(kind), [], 1
+    for generator, patches in zip(model.generators, (13, 4), strict=True):
+        is_mar, length = isinstance(generator, MAR), generator.spec.num_patches
+        masks.append(Mask.of((torch.arange(length) < patches).expand(rows, -1)) if is_mar else None)
+        rows *= patches if is_mar else length
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the CPU's fused kernel is not counted
+        model(torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.long), masks=masks)
+    found = training_flops(model)
+    assert sum(found) == counter.get_total_flops()
+    assert all(flops > 0 for flops in found)
+    assert training_flops(tiny_model(kind, grad_checkpointing=True)) == found
+
+
+def test_sampling_costs_what_the_sampler_does(kind, monkeypatch):
+    """Operations and calls counted while a real picture is drawn; levels of several blocks."""
+    steps, scale = (3, 2), 1.0 if kind == "mar" else 3.0
+    model, calls = tiny_model(kind, img_size_list=[4, 2, 1], num_blocks_list=[3, 1, 2]), Counter()
+    cost = sampling_cost(model, steps, guided=scale != 1)
+    for cls in (ARSampler, MARSampler):
+        name = lambda sampler: f"level{sampler.generator.spec.index}"  # noqa: E731
+        monkeypatch.setattr(cls, "predict", counted(cls.predict, name, calls))
+    name = lambda head: "rgb" if head.cond_proj.transposed.shape[0] == 16 else "guiding"  # noqa: E731  the guiding head: 32
+    monkeypatch.setattr(PixelSampler, "draw", counted(PixelSampler.draw, name, calls))
+    guidance = Guidance.create(scale, "linear", 1.0, 1e-4)
+    noise = Noise.of_pictures(0, [0], model.noise_sizes)
+    with torch.no_grad():
+        sampler = model.sampler(Setup(torch.float32))  # what is prepared once a call is not counted
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            sampler.draw([guidance.double(model.fake_latent)] * model.num_conds, guidance, noise, steps)
+    assert sum(cost.flops) == counter.get_total_flops()
+    assert cost.calls == [calls["level0"], calls["level1"], calls["rgb"]]
+    assert calls["guiding"] == (cost.calls[0] if kind == "guided" else 0)
+
+
+def counted(function, name, calls):
+    def wrapped(self, *args):
+        calls[name(self)] += 1
+        return function(self, *args)
+
+    return wrapped
 
 
 def test_activations_are_what_the_backward_pass_keeps():
@@ -26,8 +116,25 @@ def test_activations_are_what_the_backward_pass_keeps():
     assert all(not p.is_meta for p in model.parameters())
 
 
-def test_report_counts_the_published_parameters():
-    with torch.device("meta"):
-        report = cost_report(fractalgen.fractalmar_base_in256(), 2)
-    assert report["parameters"] == 186_300_224
-    assert list(report["forward_gflops_per_picture"]) == ["level0", "level1", "level2", "rgb"]
+def test_the_report_has_every_line():
+    steps, names = (2, 2, 2), ["level0", "level1", "level2", "rgb"]
+    model = on_meta([256, 16, 4, 1], [32, 16, 16, 8], [1] * 4, [2] * 4, ["mar", "mar", "mar", "ar"], guiding_pixel=True)
+    report = cost_report(model, 2, steps, guided=True)
+    every, below = (sum(p.numel() for p in part.parameters()) for part in (model, model.next_fractal))
+    assert report["parameters"] == sum(report["parameters_by_level"].values()) == every
+    assert report["parameters_by_level"]["level0"] == every - below
+    assert list(report["parameters_by_level"]) == names
+    assert report["attention_matrix_entries"] == {
+        "one sequence of 256x256 pixels": 4_294_967_296,  # (256 ** 2) ** 2
+        "level0": 256**2,
+        "level1": 256 * 16**2,
+        "level2": 1_048_576,  # 64 * 64 pictures of 4 x 4 pixels, (4 ** 2) ** 2 each
+    }
+    sampling = report["sampling"]
+    assert sampling["network_calls"] == {"level0": 2, "level1": 4, "level2": 8, "rgb": 8}
+    for flops in (report["forward_gflops_per_picture"], report["training_forward_gflops_per_picture"],
+                  sampling["gflops_per_picture"]):  # fmt: skip
+        assert list(flops) == [*names, "total"]
+        assert sum(flops[name] for name in names) == pytest.approx(flops["total"], abs=0.01)
+    alone = sum(sampling_cost(model, steps, guided=False).flops) / 1e9
+    assert sampling["gflops_per_picture"]["total"] == pytest.approx(2 * alone, rel=0.01)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from conftest import random_levels, tiny_model
-from models.flops import forward_flops
+from models.flops import forward_cost
 from models.generator import GENERATORS, Choices, Generator, Handed, Mask, register_generator
 from models.patches import patchify, take
 from models.sampler import LevelSampler
@@ -74,7 +74,7 @@ def test_a_type_that_reads_one_condition_may_follow_one_that_hands_down_one(inde
 
 def test_the_cost_report_says_what_a_type_lacks(independent):
     with pytest.raises(NotImplementedError, match=r"Independent.run, which the cost report measures"):
-        forward_flops(tiny_model("mar", generator_type_list=["mar", "independent", "ar"]))
+        forward_cost(tiny_model("mar", generator_type_list=["mar", "independent", "ar"]))
 
 
 def test_a_name_is_registered_once():

@@ -1,14 +1,18 @@
 """Every case of GOLDEN_DIR (default: tests/golden) comes out of our models: SPEC.md section 8."""
 
 import json
+import math
 import os
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
+from engine_fractalgen import compute_nll
 from models import fractalgen
 from models.fractalgen import FractalGen
 from models.generator import Mask
@@ -17,6 +21,7 @@ from models.mar import MAR, cosine_plan
 from models.noise import NUMBERS, ORDER, Noise
 from models.pixelloss import PixelLoss
 from util.crop import center_crop_arr
+from util.dist import World
 from util.lr_sched import learning_rate
 from util.pixels import normalize, to_uint8
 
@@ -101,6 +106,16 @@ def test_forward_and_gradients(case: Case, mode: str, monkeypatch):
         grad = parameters[name].grad
         ours = 0.0 if grad is None else grad.norm().item()
         assert ours == pytest.approx(norm, rel=RELATIVE, abs=1e-6 * largest), name
+
+
+def test_published_nll_is_the_recorded_evaluation_loss(case: Case, monkeypatch):
+    model, n = case.model(), len(case.arrays["labels"])
+    monkeypatch.setattr(model, "draw_masks", lambda noise: case.masks(model, "eval"))
+    pictures, labels = torch.from_numpy(case.arrays["u8"]), torch.from_numpy(case.arrays["labels"])
+    loader = DataLoader(TensorDataset(pictures, labels, torch.arange(n)), batch_size=n)
+    settings = dict(passes=1, seed=0, device=torch.device("cpu"), autocast=nullcontext(), world=World(), progress_bar=False)
+    scores = compute_nll(model, loader, **settings)
+    assert scores["published_nll"] * math.log(2) == pytest.approx(case.meta["loss_eval"], rel=RELATIVE)
 
 
 def raster_noise(sizes: list[int], n: int) -> Noise:

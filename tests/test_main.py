@@ -1,5 +1,6 @@
 """The command line: what it does, and what it says to bad input."""
 
+import hashlib
 import json
 import pickle
 import shlex
@@ -113,6 +114,29 @@ def test_evaluate_nll_needs_only_val(data, trained, tmp_path, capsys):
     assert 4 < scores["bits_per_dim"] < 12
 
 
+def test_likelihoods_are_written_with_all_that_is_needed_to_repeat_them(data, trained, tmp_path, capsys):
+    flags = "--evaluate_nll --nll_labels --nll_schedule --num_iter_list 3,2 --nll_forward_number 2 --seed 5"
+    checkpoint_file = trained / "checkpoint-last.pth"
+    run(f"{TINY} {flags}", data_path=data, output_dir=tmp_path, resume=trained)
+    printed = json.loads(capsys.readouterr().out)
+    written = json.loads((tmp_path / "nll.json").read_text())
+    assert printed.items() <= written.items()
+    assert written["checkpoint"]["path"] == str(checkpoint_file)
+    assert written["checkpoint"]["sha256"] == hashlib.sha256(checkpoint_file.read_bytes()).hexdigest()
+    assert written["data"] == {"path": str(data), "kind": "class folders", "num_pictures": 6}
+    settings = {"seed": 5, "nll_forward_number": 2, "nll_labels": True, "nll_schedule": True, "num_iter_list": [3, 2]}
+    assert settings.items() <= written["settings"].items()
+    assert written["versions"]["torch"] == torch.__version__
+    assert written["commit"]
+    write_pictures(tmp_path / "one" / "val", 1)
+    for name in ("01.png", "02.png"):
+        next((tmp_path / "one").rglob(name)).write_bytes(b"broken")
+    run(f"{TINY} --evaluate_nll", data_path=tmp_path / "one", output_dir=tmp_path / "out")
+    only = json.loads((tmp_path / "out" / "nll.json").read_text())
+    assert (only["num_pictures"], only["num_bad_pictures"]) == (1, 2)
+    assert only["standard_error"] is only["checkpoint"] is None
+
+
 def test_evaluate_gen_needs_no_data(trained, tmp_path, capsys):
     flags = f"{TINY} --evaluate_gen --num_images 6 --gen_bsz 4 --cfg 2 --data_path /nowhere"
     run(flags, output_dir=tmp_path, resume=trained)
@@ -200,6 +224,7 @@ BAD = {
     "size against preset": ("--model fractalmar_in64 --img_size 32", "--img_size 32 contradicts --model fractalmar_in64, which has 64"),
     "conditions against preset": ("--model fractalmar_in64 --num_conds 1", "num_conds 1 contradicts model fractalmar_in64"),
     "guiding pixel against preset": ("--model fractalmar_in64 --guiding_pixel", "guiding_pixel True contradicts"),
+    "labels without classes": ("--class_num 0 --nll_labels", "--nll_labels needs classes; with --class_num 0 leave it out"),
     "number of images": ("--evaluate_gen --num_images 1500", "--num_images 1500 must be a multiple of --class_num 1000"),
     "number of images of some": ("--evaluate_gen --num_images 5 --class_labels 1,2", "--num_images 5 must be a multiple of the number of --class_labels 2"),
     "class that is none": ("--evaluate_gen --class_labels 1,1000", "--class_labels: 1000 is none of the --class_num 1000 classes"),

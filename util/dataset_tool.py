@@ -18,9 +18,10 @@ from tqdm import tqdm
 from util.data import PictureSet, find_bad, make_loader, open_split
 from util.dist import World
 from util.errors import UserError
+from util.files import write_json
 from util.flags import Parser
 from util.meters import printable
-from util.packed import LABELS, MANIFEST, NAMES, PICTURES, PROGRESS, write_json
+from util.packed import LABELS, MANIFEST, NAMES, PICTURES, PROGRESS
 from util.source import Source
 
 BATCH = 256  # pictures between two notes of how far packing is

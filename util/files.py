@@ -1,6 +1,7 @@
 """Files that are whole or not there."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -26,6 +27,15 @@ def whole(path: Path, durable: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content) -> None:
+    """Raises UserError where it cannot be written."""
+    try:
+        with whole(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _to_disk(path: Path) -> None:

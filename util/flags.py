@@ -90,9 +90,13 @@ def get_args_parser(description: str, models: Sequence[str], guidance_schedules:
     data.add_argument("--no_pin_mem", action="store_false", dest="pin_mem")
 
     evaluation = parser.add_argument_group("evaluation")
-    evaluation.add_argument("--evaluate_nll", action="store_true", help="print bits/dim of val/ and end")
+    evaluation.add_argument("--evaluate_nll", action="store_true", help="print bits/dim of val/, write nll.json, and end")
     evaluation.add_argument("--nll_bsz", type=int, default=128)
-    evaluation.add_argument("--nll_forward_number", type=int, default=1, help="masks for each picture")
+    evaluation.add_argument("--nll_forward_number", type=int, default=1, help="masks, or orders, for each picture")
+    evaluation.add_argument("--nll_labels", action="store_true", help="given the pictures' classes; default: unconditional")
+    evaluation.add_argument(
+        "--nll_schedule", action="store_true", help="follow the sampler's parallel steps (--num_iter_list) for drawn orders"
+    )
     evaluation.add_argument("--evaluate_gen", action="store_true", help="write --num_images numbered PNGs and end")
     evaluation.add_argument("--online_eval", action="store_true", help="write them in training too, every --eval_freq")
     evaluation.add_argument("--num_images", type=int, default=50000)

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from util.errors import UserError
-from util.files import whole
+from util.files import whole, write_json
 
 MANIFEST, CLAIMS = "manifest.json", ".claims"
 END_OF_PNG = b"IEND\xaeB`\x82"
@@ -35,8 +35,7 @@ class Gallery:
             manifest = self._manifest()
             if manifest is None:
                 manifest = {"settings": settings, "unit": unit, **notes}
-                with whole(folder / MANIFEST) as temporary:
-                    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+                write_json(folder / MANIFEST, manifest)
         for name, value in settings.items():
             if (before := manifest["settings"].get(name)) != value:
                 raise UserError(

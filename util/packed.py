@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from util.errors import UserError
-from util.files import whole
 from util.source import Mapped, Source
 
 MANIFEST, PROGRESS, PICTURES, LABELS, NAMES = "pack.json", "progress.json", "pictures.npy", "labels.npy", "names.json"
@@ -58,9 +57,3 @@ class Packed(Source):
         if index in self.bad:
             raise UserError(self.bad[index])
         return torch.from_numpy(self.pictures[index])
-
-
-def write_json(path: Path, value) -> None:
-    """All of it or nothing, and on the disk before this returns."""
-    with whole(path) as temporary:
-        temporary.write_text(json.dumps(value))
