@@ -64,8 +64,7 @@ class Training:
             if job.world.is_main:
                 checkpoint.clean(job.output_dir)
                 if not (dist.restarts() and self.began_here()):
-                    with self.log.though_the_disk_be_full():
-                        write_json(job.output_dir / SETTINGS, {**provenance(job.args), "job": dist.job()})
+                    write_json(job.output_dir / SETTINGS, {**provenance(job.args), "job": dist.job()})
             train, val = (loader.dataset for loader in (self.train_loader, self.val_loader))
             kinds = " and ".join(dict.fromkeys(data.source.kind for data in (train, val)))
             self.log.note(f"{job.args.data_path}: {kinds}, {len(train.classes)} classes, {len(train)} + {len(val)} pictures")
