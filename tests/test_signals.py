@@ -1,11 +1,16 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from util.signals import SIGNALS, Interrupt, Interrupted, ignore_in_worker
+
+ROOT = Path(__file__).parent.parent
 
 
 def tell(number) -> None:
@@ -55,3 +60,16 @@ def test_workers_ignore_what_the_training_process_handles():
     finally:
         for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler)
+
+
+LEFT = (
+    "import torch; from util.dist import World; from util.signals import ignore_in_worker\n"
+    "loader = torch.utils.data.DataLoader(range(9), num_workers=1, worker_init_fn=ignore_in_worker, persistent_workers=True)\n"
+    "batches = iter(loader); next(batches); keep = [batches]; keep.append(keep)\n"
+    "import sys; sys.modules['kept'] = keep; raise SystemExit(2)"
+)
+
+
+def test_a_process_that_ends_with_workers_left_does_end():
+    ended = subprocess.run([sys.executable, "-c", LEFT], cwd=ROOT, timeout=60)
+    assert ended.returncode == 2

@@ -1,5 +1,8 @@
 """Being told to stop: SIGTERM (a scheduler, torchrun), SIGUSR1 (Slurm's warning), Ctrl-C."""
 
+import atexit
+import multiprocessing
+import multiprocessing.util
 import signal
 import threading
 import time
@@ -71,6 +74,14 @@ class Interrupt:
     @staticmethod
     def name(number: int) -> str:
         return signal.Signals(number).name
+
+
+@atexit.register  # after multiprocessing.util has been imported, so that it runs before that one's end
+def end_workers() -> None:
+    """What multiprocessing does with daemons as a process ends, but by SIGKILL: they ignore the SIGTERM it would wait for."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def ignore_in_worker(_: int = 0) -> None:
