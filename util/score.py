@@ -1,0 +1,142 @@
+"""Scores pictures that are there already, or makes the statistics that others are scored against. Needs no model.
+
+    python -m util.score PICTURES REFERENCE                              FID, IS, KID, precision, recall
+    python -m util.score DATA --split train --make_reference OUT.npz --img_size 64
+
+PICTURES: a folder, or an npz with arr_0 (uint8, N x H x W x 3). REFERENCE: ADM's VIRTUAL_imagenet….npz, an npz with mu and
+sigma, one that --make_reference wrote, or pictures; without one there is only the IS. Many processes: torchrun
+--nproc_per_node=8 -m util.score … . The result goes to PICTURES/metrics.json.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from util import dist, metrics
+from util.dist import World
+from util.errors import UserError
+from util.features import measure, open_pictures
+from util.flags import Parser, provenance
+from util.inception import Inception
+from util.reference import WHERE, make_reference, open_reference
+
+MANIFEST = "manifest.json"  # what wrote a folder of pictures says of itself
+
+
+class Scorer:
+    """The network and the reference, loaded once, so that what is missing is said before hours of drawing."""
+
+    def __init__(
+        self, reference: Path | None, inception_weights: str | Path | None, *, size: int | None, device: torch.device,
+        world: World, num_workers: int, split: str | None = None,
+    ):  # fmt: skip
+        if reference is not None and not reference.exists():
+            raise UserError(f"{reference}: no such reference; {WHERE}")
+        self.size, self.world, self.num_workers = size, world, num_workers
+        self.inception = Inception(inception_weights, device)
+        self.reference = None
+        if reference is not None:
+            self.reference = open_reference(reference, self.inception, world, size=size, split=split, num_workers=num_workers)
+
+    def score(self, pictures: Path, args: argparse.Namespace) -> dict:
+        """Scores and all they depend on, as metrics.json has them; on every process."""
+        found = measure(open_pictures(pictures), self.size, self.inception, self.world, num_workers=self.num_workers)
+        result = None
+        if found is not None:
+            scores, settings, notes = metrics.compute(found, self.reference)
+            result = {
+                "scores": scores,
+                "notes": notes,
+                "score_settings": settings,
+                "generated": {"path": str(pictures), **found.about},
+                "reference": self.reference and self.reference.about,
+                "extractor": self.inception.about,
+                "generation": read_manifest(pictures / MANIFEST),
+                "run": provenance(args),
+            }
+        return dist.gather(result)[0]
+
+
+def read_manifest(path: Path) -> dict | None:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON; remove it if these pictures shall be scored without it") from error
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Parser]:
+    parser = Parser("util.score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("reference", type=Path, nargs="?")
+    parser.add_argument("--make_reference", type=Path, metavar="OUT.npz", help="write statistics of the pictures instead")
+    parser.add_argument(
+        "--img_size", type=int, help="ADM crop of all pictures; default: as they are, all of one size"
+    )
+    parser.add_argument(
+        "--split", choices=("train", "val"), help="REFERENCE, or DATA to make one of, is a data set as --data_path takes"
+    )
+    parser.add_argument("--inception_weights", metavar="FILE", help="default: fetched once by torch-fidelity's address")
+    parser.add_argument("--metrics", type=Path, metavar="FILE", help="default: PICTURES/metrics.json")
+    parser.add_argument("--device", help="default: the accelerator that torch finds, else cpu")
+    parser.add_argument("--num_workers", type=int, default=os.cpu_count())
+    args = parser.parse_args(argv)
+    if args.make_reference and (args.reference or args.metrics):
+        parser.error("--make_reference takes DATA alone: no REFERENCE, no --metrics")
+    if args.make_reference and args.make_reference.suffix != ".npz":
+        parser.error(f"--make_reference {args.make_reference}: the name must end in .npz")
+    if args.num_workers < 0 or (args.img_size is not None and args.img_size < 1):
+        parser.error(f"--num_workers {args.num_workers} must be at least 0, --img_size at least 1")
+    return args, parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, parser = parse(argv)
+    try:
+        run(args)
+    except UserError as error:  # from a data worker it arrives wrapped in that process's traceback
+        parser.error(str(error).strip().splitlines()[-1].removeprefix("util.errors.UserError: "))
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted\n")
+    dist.disconnect()
+
+
+def run(args: argparse.Namespace) -> None:
+    world = dist.from_environment()
+    try:
+        device = torch.device(args.device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    except RuntimeError as error:
+        raise UserError(f"--device {args.device}: torch finds no such device here; leave it out or give cpu") from error
+    if device.type != "cpu" and device.index is None:
+        device = torch.device(device.type, world.local_rank)
+        torch.accelerator.set_device_index(device.index)
+    pictures = args.pictures
+    if not pictures.exists():
+        raise UserError(f"{pictures}: no such folder of pictures or npz file")
+    dist.connect(world, device)
+    if args.make_reference:
+        note = make_reference(
+            pictures, args.make_reference, Inception(args.inception_weights, device), world,
+            size=args.img_size, split=args.split, num_workers=args.num_workers,
+        )  # fmt: skip
+        if world.is_main:
+            print(f"{args.make_reference}: mu and sigma of {note['pictures']} pictures, features of {note['features']}")
+        return
+    scorer = Scorer(
+        args.reference, args.inception_weights, size=args.img_size, device=device, world=world,
+        num_workers=args.num_workers, split=args.split,
+    )  # fmt: skip
+    result = scorer.score(pictures, args)
+    if world.is_main:
+        path = args.metrics or (pictures / "metrics.json" if pictures.is_dir() else pictures.with_suffix(".metrics.json"))
+        metrics.write(result, path, path.parent)
+        metrics.show(str(pictures), result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
