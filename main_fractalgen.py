@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import engine_fractalgen as engine
+import sweep_fractalgen as sweep
 from models import fractalgen
 from models.flops import cost_report
 from models.guidance import SCHEDULES, Guidance
@@ -26,6 +27,8 @@ from util import checkpoint, dist
 from util.data import PictureLoader, PictureSet, find_bad, make_loader, open_split
 from util.errors import UserError
 from util.flags import get_args_parser, has_bf16, make_writable, provenance
+from util.reference import WHERE
+from util.score import scorer_of_flags
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     if args.amp != "off":
         autocast = torch.autocast(device.type, torch.bfloat16 if args.amp == "bf16" else torch.float16)
     job = Job(args, model, device, autocast, world, output_dir)
-    if args.evaluate_nll or args.evaluate_gen:
+    if args.evaluate_nll or args.evaluate_gen or args.sweep:
         job.evaluate()
     else:
         Training(job).run()
@@ -106,15 +109,17 @@ def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
             if (value := getattr(args, name)) is not None and not low <= value <= high:
                 bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
                 raise UserError(f"--{name} {value} must be {bounds}")
-    if args.class_num == 0 and args.cfg != 1:
-        raise UserError(f"--cfg {args.cfg} needs classes; with --class_num 0 leave it out")
-    if (args.evaluate_gen or args.online_eval) and args.num_images % max(args.class_num, 1):
+    if (args.evaluate_gen or args.online_eval or args.sweep) and args.num_images % max(args.class_num, 1):
         raise UserError(
             f"--num_images {args.num_images} must be a multiple of --class_num {args.class_num}: the same for each class"
         )
     try:
         validate_num_iters(args.num_iter_list, len(preset.sizes) - 1)
-        Guidance.create(args.cfg, args.cfg_schedule, args.temperature, args.filter_threshold)
+        for cell in sweep.cells(args.sweep or []) or [{}]:
+            tried = argparse.Namespace(**{**vars(args), **cell})
+            Guidance.create(tried.cfg, tried.cfg_schedule, tried.temperature, tried.filter_threshold)
+            if args.class_num == 0 and tried.cfg != 1:
+                raise UserError(f"--cfg {tried.cfg} needs classes; with --class_num 0 leave it out")
     except ValueError as error:
         raise UserError(str(error)) from error
     return device
@@ -161,6 +166,8 @@ class Job:
             args.compile,
             args.refresh,
         )
+        scored = args.evaluate_gen or args.online_eval or args.sweep  # what that lacks is said now, not after hours
+        self.scorer = scorer_of_flags(args, device, world) if scored else None
 
     def data(self, split: str) -> PictureSet:
         args, training = self.args, split == "train"
@@ -197,13 +204,15 @@ class Job:
         return {**scores, "num_bad_pictures": self.tell_bad(loader, say)}
 
     def generate(self, model: fractalgen.FractalGen, folder: Path) -> dict[str, float]:
-        return engine.evaluate(
+        """Numbered PNGs in `folder`, and their scores where there is a reference."""
+        figures = engine.evaluate(
             model, folder, self.settings, num_images=self.args.num_images, batch_size=self.args.gen_bsz,
             seed=self.args.seed, autocast=self.autocast, world=self.world,
         )  # fmt: skip
+        return {**figures, **self.scorer.publish(folder, self.args, self.output_dir)} if self.scorer else figures
 
     def evaluate(self) -> None:
-        """--evaluate_nll and --evaluate_gen: prints a JSON line each."""
+        """--evaluate_nll and --evaluate_gen: prints a JSON line each. --sweep: see sweep_fractalgen."""
         args = self.args
         if args.resume:
             path = checkpoint.locate(args.resume)
@@ -225,6 +234,10 @@ class Job:
             scores = self.generate(self.model, folder)
             if self.world.is_main:
                 print(json.dumps({**scores, "folder": str(folder)}))
+                if self.scorer is None:
+                    print(f"no --fid_stats: the pictures are not scored; {WHERE}", file=sys.stderr)
+        if args.sweep:
+            sweep.run(self)
 
 
 if __name__ == "__main__":

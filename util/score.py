@@ -11,6 +11,7 @@ sigma, one that --make_reference wrote, or pictures; without one there is only t
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -60,6 +61,29 @@ class Scorer:
             }
         return dist.gather(result)[0]
 
+    def publish(
+        self, pictures: Path, args: argparse.Namespace, folder: Path, path: Path | None = None
+    ) -> dict[str, float | None]:
+        """Scores, also on the terminal, in `path` (default: metrics.json with the pictures), and for TensorBoard in `folder`."""
+        result = self.score(pictures, args)
+        if self.world.is_main:
+            step = re.fullmatch(r"generated-(\d+)", pictures.name)  # as training names them
+            # In a folder of their own: TensorBoard follows only the newest file of a folder, and would lose the training's.
+            metrics.write(result, path or pictures / "metrics.json", folder / "scores", int(step[1]) if step else 0)
+            metrics.show(str(pictures), result)
+        return result["scores"]
+
+
+def scorer_of_flags(args: argparse.Namespace, device: torch.device, world: World) -> Scorer | None:
+    """What main_fractalgen's flags say, or None where they name no reference."""
+    default = Path("fid_stats") / f"adm_in{args.img_size}_stats.npz"  # where the published code looks
+    reference = Path(args.fid_stats) if args.fid_stats else default if default.exists() else None
+    if reference is None and not args.sweep:
+        return None
+    return Scorer(
+        reference, args.inception_weights, size=args.img_size, device=device, world=world, num_workers=args.num_workers
+    )
+
 
 def read_manifest(path: Path) -> dict | None:
     if not path.is_file():
@@ -75,9 +99,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Parser]:
     parser.add_argument("pictures", type=Path)
     parser.add_argument("reference", type=Path, nargs="?")
     parser.add_argument("--make_reference", type=Path, metavar="OUT.npz", help="write statistics of the pictures instead")
-    parser.add_argument(
-        "--img_size", type=int, help="ADM crop of all pictures; default: as they are, all of one size"
-    )
+    parser.add_argument("--img_size", type=int, help="ADM crop of all pictures; default: as they are, all of one size")
     parser.add_argument(
         "--split", choices=("train", "val"), help="REFERENCE, or DATA to make one of, is a data set as --data_path takes"
     )
@@ -131,11 +153,8 @@ def run(args: argparse.Namespace) -> None:
         args.reference, args.inception_weights, size=args.img_size, device=device, world=world,
         num_workers=args.num_workers, split=args.split,
     )  # fmt: skip
-    result = scorer.score(pictures, args)
-    if world.is_main:
-        path = args.metrics or (pictures / "metrics.json" if pictures.is_dir() else pictures.with_suffix(".metrics.json"))
-        metrics.write(result, path, path.parent)
-        metrics.show(str(pictures), result)
+    path = args.metrics or (pictures / "metrics.json" if pictures.is_dir() else pictures.with_suffix(".metrics.json"))
+    scorer.publish(pictures, args, path.parent, path)
 
 
 if __name__ == "__main__":
