@@ -38,6 +38,7 @@ class NpzPictures(Source):
             raise UserError(f"{npz.path}: pictures must be arr_0, uint8 (N, H, W, 3), but {found}")
         super().__init__(f"npz pictures of {shape[2]} x {shape[1]} px", np.zeros(shape[0]), [])
         self.path, self.rows = npz.path, npz.rows("arr_0")
+        self.img_size = shape[1] if shape[1] == shape[2] else None
 
     def name(self, index: int) -> str:
         return f"{self.path}: picture {index}"
@@ -140,7 +141,7 @@ def measure(
                 logits.append(block[1][mine])
     if not world.is_main:
         return None
-    about = {"kind": source.kind, "pictures": count, "crop": crop_name(dataset.size)}
+    about = {"kind": source.kind, "pictures": count, "crop": crop_name(size)}
     about["pictures_sha256"] = digest.hexdigest()
     return Measured(*statistics[1:], torch.cat(pools), torch.cat(logits), about)
 

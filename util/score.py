@@ -61,10 +61,8 @@ class Scorer:
             }
         return dist.gather(result)[0]
 
-    def publish(
-        self, pictures: Path, args: argparse.Namespace, folder: Path, path: Path | None = None
-    ) -> dict[str, float | None]:
-        """Scores, also on the terminal, in `path` (default: metrics.json with the pictures), and for TensorBoard in `folder`."""
+    def publish(self, pictures: Path, args: argparse.Namespace, folder: Path, path: Path | None = None) -> dict:
+        """Scores by name; also on the terminal, in `path` (default: metrics.json with the pictures), and for TensorBoard."""
         result = self.score(pictures, args)
         if self.world.is_main:
             step = re.fullmatch(r"generated-(\d+)", pictures.name)  # as training names them
