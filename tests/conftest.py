@@ -97,7 +97,7 @@ def inception_weights(tmp_path_factory):
         if weight.dim() == 4:
             torch.nn.init.kaiming_normal_(weight, nonlinearity="relu")
         elif name == "fc.weight":
-            torch.nn.init.normal_(weight, std=0.05)
+            torch.nn.init.normal_(weight, std=0.5)
     path = tmp_path_factory.mktemp("inception") / "weights-inception.pth"
     torch.save(built.state_dict(), path)
     return path
