@@ -101,3 +101,22 @@ def inception_weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("inception") / "weights-inception.pth"
     torch.save(built.state_dict(), path)
     return path
+
+
+@pytest.fixture
+def colour_network(monkeypatch):
+    """A quick stand-in for the Inception network: the mean colour, and nothing else."""
+    from util import score
+
+    class Colour:
+        about = {"name": "stand-in", "weights_sha256": "abc"}  # noqa: RUF012
+
+        def __init__(self, file, device):
+            pass
+
+        def __call__(self, levels):
+            colour = levels.float().mean((2, 3)) / 255
+            return colour, 20 * colour
+
+    monkeypatch.setattr(score, "Inception", Colour)
+    return Colour

@@ -19,21 +19,22 @@ class RunsCode:
         return os._exit, (3,)
 
 
-def test_features_are_torch_fidelitys_and_no_generator_is_drawn_from(inception_weights):
-    from torch_fidelity.utils import create_feature_extractor
-
+def test_features_of_each_picture_and_no_generator_is_drawn_from(inception_weights):
+    """That the numbers are torch-fidelity's is in test_score.py."""
     before = torch.get_rng_state()
-    ours = Inception(inception_weights, CPU)
+    network = Inception(inception_weights, CPU)
     assert torch.equal(torch.get_rng_state(), before)
-    assert ours.about["weights_sha256"] == sha256(inception_weights)
-    theirs = create_feature_extractor(
-        inception.NAME, ["2048", "logits_unbiased"], cuda=False, verbose=False,
-        feature_extractor_weights_path=str(inception_weights),
-    )  # fmt: skip
-    levels = random_levels(2, 64)
-    pool, logits = ours(levels)
+    assert network.about["weights_sha256"] == sha256(inception_weights)
+    pool, logits = network(random_levels(2, 64))
     assert (pool.shape, logits.shape) == ((2, 2048), (2, 1008))
-    assert all(torch.equal(a, b) for a, b in zip((pool, logits), theirs(levels), strict=True))
+    assert pool.dtype == logits.dtype == torch.float32
+    assert torch.get_float32_matmul_precision() == "highest"
+    torch.set_float32_matmul_precision("high")
+    try:
+        torch.testing.assert_close(network(random_levels(2, 64))[0], pool)
+        assert torch.get_float32_matmul_precision() == "high", "as it was before"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_hostile_damaged_and_other_weights_are_one_line(inception_weights, tmp_path):
