@@ -83,21 +83,8 @@ RANGES = {
 
 def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
     """Fills in what the flags leave open, checks what can be checked without data, and returns the device."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    args.device = args.device or (found.type if found else "cpu")
-    try:
-        device = torch.device(args.device)
-        usable = device.type == "cpu" or (found is not None and found.type == device.type)
-    except RuntimeError:
-        usable = False
-    if not usable:
-        raise UserError(f"--device {args.device}: torch finds no such device here; leave it out or give cpu")
-    if device.type != "cpu":
-        index = world.local_rank if world.size > 1 or device.index is None else device.index
-        if index >= (count := torch.accelerator.device_count()):
-            raise UserError(f"--device {args.device}: number {index} of {count}; start at most one process a device")
-        torch.accelerator.set_device_index(index)
-        device = torch.device(device.type, index)
+    device = dist.pick_device(args.device, world)
+    args.device = args.device or device.type
     args.amp = args.amp or ("bf16" if has_bf16(device) else "off")
     preset = fractalgen.PRESETS[args.model]
     if args.img_size not in (None, preset.sizes[0]):

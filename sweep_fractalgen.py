@@ -34,7 +34,7 @@ def cells(given: Sequence[str]) -> list[dict[str, float]]:
 
 
 def name_of(cell: dict[str, float]) -> str:
-    return ",".join(f"{name}={value:g}" for name, value in cell.items())
+    return ",".join(f"{name}={value:.12g}" for name, value in cell.items())
 
 
 def best_of(scores: Sequence[dict]) -> tuple[int, str]:

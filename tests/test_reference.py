@@ -44,11 +44,12 @@ def test_adms_batch_gives_statistics_of_its_training_set_and_features_of_its_pic
     assert np.array_equal(found.mu, mu)
     assert np.array_equal(found.sigma, sigma)
     assert torch.equal(found.features, Brightest()(levels)[0])
-    assert found.about["pictures"] == 3
+    assert (found.about["pictures"], found.about["fid_against"]) == (3, "mu and sigma of the file")
     assert len(found.about["sha256"]) == 64
     np.savez(tmp_path / "pictures.npz", arr_0=arrays["arr_0"])
     only = open_it(tmp_path / "pictures.npz")
     assert np.array_equal(only.mu, gaussian(found.features)[0])
+    assert only.about["fid_against"] == "these pictures"
 
 
 def test_mu_and_sigma_alone_have_no_features(tmp_path):
@@ -77,6 +78,7 @@ def test_our_own_is_refused_where_it_does_not_fit(pictures, tmp_path):
     for change, message in (
         ({"extractor": {"weights_sha256": "xyz"}}, r"other Inception weights \(sha256 xyz\)"),
         ({"npz_sha256": "0"}, "is not the file that made.json describes"),
+        ({"pictures": None}, "the note that belongs to made.npz is missing or damaged"),
         ({"extractor": []}, r"made\.json: the note that belongs to made\.npz is missing or damaged"),
     ):
         note.write_text(json.dumps({**good, **change}))

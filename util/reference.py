@@ -51,13 +51,14 @@ def open_reference(
     about, features = {"path": str(path), "sha256": sha256(path)}, None
     if "features" in npz:
         about["made"] = read_note(path, inception, size, about["sha256"])
+        about["pictures"] = about["made"]["pictures"]
         features = torch.from_numpy(read(npz, "features", (npz.shapes["features"][0], DIM), np.float32))
     elif "arr_0" in npz:
         found = measure(NpzPictures(npz), size, inception, world, keep=SAMPLE, num_workers=num_workers)
         if found is None:
             return None
+        about |= {"fid_against": "mu and sigma of the file" if statistics else "these pictures", **found.about}
         statistics, features = statistics or (found.mu, found.sigma), found.features
-        about |= found.about
     if statistics is None:
         raise UserError(f"{path}: a reference has mu and sigma, or pictures as arr_0, but this has {', '.join(npz.shapes)}")
     return Reference(*statistics, features, about)
@@ -85,6 +86,7 @@ def read_note(path: Path, inception: Inception, size: int | None, found_sha256: 
     try:
         note = json.loads(note_path.read_text(encoding="utf-8"))
         extractor, crop, of = note["extractor"]["weights_sha256"], note["crop"], note["npz_sha256"]
+        note["pictures"] = int(note["pictures"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{note_path}: the note that belongs to {path.name} is missing or damaged; make both again") from error
     if of != found_sha256:

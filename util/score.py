@@ -104,7 +104,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Parser]:
     parser.add_argument("--inception_weights", metavar="FILE", help="default: fetched once by torch-fidelity's address")
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="default: PICTURES/metrics.json")
     parser.add_argument("--device", help="default: the accelerator that torch finds, else cpu")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count())
+    parser.add_argument("--num_workers", type=int, default=min(10, os.cpu_count()), help="of each process")
     args = parser.parse_args(argv)
     if args.make_reference and (args.reference or args.metrics):
         parser.error("--make_reference takes DATA alone: no REFERENCE, no --metrics")
@@ -128,13 +128,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     world = dist.from_environment()
-    try:
-        device = torch.device(args.device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    except RuntimeError as error:
-        raise UserError(f"--device {args.device}: torch finds no such device here; leave it out or give cpu") from error
-    if device.type != "cpu" and device.index is None:
-        device = torch.device(device.type, world.local_rank)
-        torch.accelerator.set_device_index(device.index)
+    device = dist.pick_device(args.device, world)
     pictures = args.pictures
     if not pictures.exists():
         raise UserError(f"{pictures}: no such folder of pictures or npz file")
