@@ -46,8 +46,7 @@ def best_of(scores: Sequence[dict]) -> tuple[int, str]:
 def run(job) -> None:
     """Draws and scores OUT/sweep/<settings>/generated for each cell of job.args.sweep; sweep.json and sweep.png beside them.
 
-    A picture depends on its number, the seed and the settings, so that all cells have the same noise. What is drawn
-    already is not drawn again.
+    A picture depends on its number, the seed and the settings alone, so that all cells have the same noise.
     """
     args, folder, settings, rows = job.args, job.output_dir / "sweep", cells(job.args.sweep), []
     for cell in settings:
@@ -59,9 +58,12 @@ def run(job) -> None:
         return
     best, by = best_of(rows)
     result = {"best": name_of(settings[best]), "by": by, "num_images": args.num_images, "seed": args.seed, "rows": rows}
-    with whole(folder / "sweep.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    plot(rows, settings, best, by, folder / "sweep.png")
+    try:
+        with whole(folder / "sweep.json") as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        plot(rows, settings, best, by, folder / "sweep.png")
+    except OSError as error:
+        raise UserError(f"{folder}: the sweep's table and plot could not be written ({error.strerror or error})") from error
     print(printable(metrics.table([(name_of(cell), row) for cell, row in zip(settings, rows, strict=True)], best)))
     print(f"* best {by} of {args.num_images} pictures each; in {folder}: sweep.json, sweep.png")
     if by == "inception_score":

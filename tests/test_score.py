@@ -142,6 +142,7 @@ BAD = {
     "no reference": ("{0}/pictures {0}/none.npz", "none.npz: no such reference; get https://"),
     "both": ("{0}/pictures {0}/pictures --make_reference {0}/out.npz", "--make_reference takes DATA alone"),
     "name": ("{0}/pictures --make_reference {0}/out", "must end in .npz"),
+    "split of nothing": ("{0}/pictures --split val", "--split val belongs to REFERENCE or --make_reference"),
     "size": ("{0}/pictures --img_size 0", "--img_size at least 1"),
     "device": ("{0}/pictures --device tpu9", "--device tpu9: torch finds no such device"),
     "manifest": ("{0}/pictures", "manifest.json: cannot be read as JSON"),

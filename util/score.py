@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import torch
@@ -110,6 +109,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Parser]:
         parser.error("--make_reference takes DATA alone: no REFERENCE, no --metrics")
     if args.make_reference and args.make_reference.suffix != ".npz":
         parser.error(f"--make_reference {args.make_reference}: the name must end in .npz")
+    if args.split and not (args.reference or args.make_reference):
+        parser.error(f"--split {args.split} belongs to REFERENCE or --make_reference; give one of them or leave it out")
     if args.num_workers < 0 or (args.img_size is not None and args.img_size < 1):
         parser.error(f"--num_workers {args.num_workers} must be at least 0, --img_size at least 1")
     return args, parser
@@ -150,4 +151,4 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
