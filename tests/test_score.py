@@ -48,10 +48,11 @@ def photographs(folder: Path, count: int, seed: int, size: int = 64) -> Path:
     return folder
 
 
-def torch_fidelity(generated: Path, real: Path, weights: Path, subset: int, *flags: str) -> dict:
+def torch_fidelity(generated: Path, real: Path, weights: Path, settings: dict, *flags: str) -> dict:
     command = [sys.executable, "-m", "torch_fidelity.fidelity", "--input1", generated, "--input2", real, "--cpu", "--json"]
     command += ["--isc", "--fid", "--kid", "--prc", "--feature-extractor", "inception-v3-compat", "--no-cache", "--silent"]
-    command += ["--feature-extractor-weights-path", weights, "--kid-subset-size", subset, *flags]
+    command += ["--feature-extractor-weights-path", weights, *flags]
+    command += ["--kid-subset-size", settings["kid_subset_size"], "--isc-splits", settings["isc_splits"]]
     result = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout)
@@ -61,7 +62,7 @@ def assert_equal_to_torch_fidelity(tmp_path, weights: Path, counts: tuple[int, i
     generated, real = photographs(tmp_path / "a", counts[0], seed=0), photographs(tmp_path / "b", counts[1], seed=1)
     score.main([str(generated), str(real), "--inception_weights", str(weights), "--device", "cpu", "--num_workers", "0"])
     ours = json.loads((generated / "metrics.json").read_text())
-    theirs = torch_fidelity(generated, real, weights, ours["score_settings"]["kid_subset_size"], *flags)
+    theirs = torch_fidelity(generated, real, weights, ours["score_settings"], *flags)
     for name, their_name in THEIRS.items():
         assert ours["scores"][name] == pytest.approx(theirs[their_name], rel=1e-6), name
     assert 0 < ours["scores"]["precision"] <= 1

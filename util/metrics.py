@@ -59,8 +59,8 @@ def adapted(generated: Measured, reference: Reference | None) -> tuple[dict, lis
     """SETTINGS as far as there are pictures for them, and what was changed or cannot be computed, and why."""
     settings, notes, count = dict(SETTINGS), [], len(generated.features)
     if count < settings["isc_splits"]:
-        settings["isc_splits"] = count
-        notes.append(f"IS: in {count} splits, not 10, for want of pictures")
+        settings["isc_splits"] = 1
+        notes.append(f"IS: of all {count} pictures, not the mean of 10 splits, for want of pictures")
     if reference is None or reference.features is None:
         why = "there is no reference" if reference is None else f"{reference.about['path']} holds mu and sigma, no pictures"
         notes.append(f"{'FID, ' if reference is None else ''}KID, precision and recall: not computed, {why}")
