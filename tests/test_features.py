@@ -73,8 +73,8 @@ def test_blocks_add_up_to_the_whole(folder, monkeypatch):
     monkeypatch.setattr(features, "BATCH", 2)
     monkeypatch.setattr(features, "BLOCK", 4)  # 4 + 4 + 1
     parts = measure(folder, keep=4)
-    np.testing.assert_allclose(parts.mu, whole.mu, rtol=1e-13)
-    np.testing.assert_allclose(parts.sigma, whole.sigma, rtol=1e-12)
+    np.testing.assert_allclose(parts.mu, whole.mu, rtol=1e-6)
+    np.testing.assert_allclose(parts.sigma, whole.sigma, rtol=1e-5)
     np.testing.assert_allclose(whole.sigma, np.cov(measure(folder).features.double().numpy(), rowvar=False), rtol=1e-12)
     assert parts.about == whole.about
     assert torch.equal(parts.features, whole.features)

@@ -45,7 +45,7 @@ def test_a_set_against_itself_and_against_one_far_away():
     assert abs(same["fid"]) < 1e-6
     assert (same["precision"], same["recall"]) == (1, 1)
     far, _, _ = metrics.compute(measured(pool), reference(pool + 100))
-    assert far["fid"] == pytest.approx(8 * 100**2, rel=1e-6)
+    assert far["fid"] == pytest.approx(8 * 100**2, rel=1e-5)
     assert (far["precision"], far["recall"]) == (0, 0)
     assert far["kid"] > 1
 

@@ -164,13 +164,14 @@ def extract(
 
 
 def gaussian(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance of (N, D), by torch-fidelity, in float64: of float32 features it would add up a float32 mean."""
+    """Mean and covariance of (N, D), float64, to the bit as torch-fidelity has them: it adds up the mean in float32, as ADM's
+    script does, and the covariance in float64."""
     from torch_fidelity.metric_fid import fid_features_to_statistics
 
     if len(features) == 1:  # the rest of a large set
         return features[0].double().numpy(), np.zeros((features.shape[1],) * 2)
-    statistics = fid_features_to_statistics(features.double())
-    return statistics["mu"], statistics["sigma"]
+    statistics = fid_features_to_statistics(features)
+    return statistics["mu"].astype(np.float64), statistics["sigma"].astype(np.float64)  # their dtypes must agree
 
 
 def merge(a: tuple | None, b: tuple) -> tuple[int, np.ndarray, np.ndarray]:
