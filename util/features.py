@@ -21,7 +21,6 @@ from util.errors import UserError
 from util.folders import pictures_below, without_classes
 from util.inception import Inception
 from util.npz import Npz
-from util.signals import ignore_in_worker
 from util.source import Source
 
 BATCH = 64  # torch-fidelity's; a batch has the same pictures on any number of processes, so its features are the same too
@@ -152,9 +151,8 @@ def extract(
     """Pool features, logits and SHA-256 (uint8) of a range of pictures, in order, on every process."""
     batches = [pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH)]
     mine = batches[world.rank :: world.size]
-    loader = DataLoader(
-        dataset, batch_sampler=mine, num_workers=num_workers, worker_init_fn=ignore_in_worker, generator=torch.Generator()
-    )
+    # Workers that ignored SIGTERM, as training's do, would hold up the exit after a picture that cannot be read.
+    loader = DataLoader(dataset, batch_sampler=mine, num_workers=num_workers, generator=torch.Generator())
     rows = []
     for batch, (levels, digests) in zip(mine, loader, strict=True):
         rows.append((batch.start, *inception(levels), digests))
@@ -164,8 +162,8 @@ def extract(
 
 
 def gaussian(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance of (N, D), float64, to the bit as torch-fidelity has them: it adds up the mean in float32, as ADM's
-    script does, and the covariance in float64."""
+    """Mean and covariance of (N, D) by torch-fidelity, which adds up the mean in float32, as ADM's script does, and the
+    covariance in float64; then both float64."""
     from torch_fidelity.metric_fid import fid_features_to_statistics
 
     if len(features) == 1:  # the rest of a large set
