@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import engine_fractalgen as engine
+import sweep_fractalgen as sweep
 from models import fractalgen
 from models.flops import cost_report
 from models.guidance import SCHEDULES, Guidance
@@ -27,6 +28,8 @@ from util.data import PictureLoader, PictureSet, find_bad, make_loader, open_spl
 from util.errors import UserError
 from util.files import sha256, write_json
 from util.flags import get_args_parser, has_bf16, make_writable, provenance
+from util.reference import WHERE
+from util.score import scorer_of_flags
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -64,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     if args.amp != "off":
         autocast = torch.autocast(device.type, torch.bfloat16 if args.amp == "bf16" else torch.float16)
     job = Job(args, model, device, autocast, world, output_dir)
-    if args.evaluate_nll or args.evaluate_gen:
+    if args.evaluate_nll or args.evaluate_gen or args.sweep:
         job.evaluate()
     else:
         Training(job).run()
@@ -82,21 +85,8 @@ RANGES = {
 
 def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
     """Fills in what the flags leave open, checks what can be checked without data, and returns the device."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    args.device = args.device or (found.type if found else "cpu")
-    try:
-        device = torch.device(args.device)
-        usable = device.type == "cpu" or (found is not None and found.type == device.type)
-    except RuntimeError:
-        usable = False
-    if not usable:
-        raise UserError(f"--device {args.device}: torch finds no such device here; leave it out or give cpu")
-    if device.type != "cpu":
-        index = world.local_rank if world.size > 1 or device.index is None else device.index
-        if index >= (count := torch.accelerator.device_count()):
-            raise UserError(f"--device {args.device}: number {index} of {count}; start at most one process a device")
-        torch.accelerator.set_device_index(index)
-        device = torch.device(device.type, index)
+    device = dist.pick_device(args.device, world)
+    args.device = args.device or device.type
     args.amp = args.amp or ("bf16" if has_bf16(device) else "off")
     preset = fractalgen.PRESETS[args.model]
     if args.img_size not in (None, preset.sizes[0]):
@@ -110,19 +100,20 @@ def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
                 raise UserError(f"--{name} {value} must be {bounds}")
     if args.class_num == 0 and args.nll_labels:
         raise UserError("--nll_labels needs classes; with --class_num 0 leave it out")
-    if args.class_num == 0 and args.cfg != 1:
-        raise UserError(f"--cfg {args.cfg} needs classes; with --class_num 0 leave it out")
     for label in args.class_labels or ():
         if not 0 <= label < args.class_num:
             raise UserError(f"--class_labels: {label} is none of the --class_num {args.class_num} classes, which count from 0")
-    if (args.evaluate_gen or args.online_eval) and args.num_images % (
-        count := len(args.class_labels or ()) or args.class_num or 1
-    ):
+    count, draws = len(args.class_labels or ()) or args.class_num or 1, args.evaluate_gen or args.online_eval or args.sweep
+    if draws and args.num_images % count:
         flag = "the number of --class_labels" if args.class_labels else "--class_num"
         raise UserError(f"--num_images {args.num_images} must be a multiple of {flag} {count}: the same for each class")
     try:
         validate_num_iters(args.num_iter_list, len(preset.sizes) - 1)
-        Guidance.create(args.cfg, args.cfg_schedule, args.temperature, args.filter_threshold)
+        for cell in sweep.cells(args.sweep or []) or [{}]:
+            tried = argparse.Namespace(**{**vars(args), **cell})
+            Guidance.create(tried.cfg, tried.cfg_schedule, tried.temperature, tried.filter_threshold)
+            if args.class_num == 0 and tried.cfg != 1:
+                raise UserError(f"--cfg {tried.cfg} needs classes; with --class_num 0 leave it out")
     except ValueError as error:
         raise UserError(str(error)) from error
     return device
@@ -169,6 +160,8 @@ class Job:
             args.compile,
             args.refresh,
         )
+        scored = args.evaluate_gen or args.online_eval or args.sweep  # what that lacks is said now, not after hours
+        self.scorer = scorer_of_flags(args, device, world) if scored else None
 
     def data(self, split: str) -> PictureSet:
         args, training = self.args, split == "train"
@@ -211,14 +204,16 @@ class Job:
         return {**scores, "num_bad_pictures": self.tell_bad(loader, say)}
 
     def generate(self, model: fractalgen.FractalGen, folder: Path) -> dict[str, float]:
-        return engine.evaluate(
+        """Numbered PNGs in `folder`, and their scores where there is a reference."""
+        figures = engine.evaluate(
             model, folder, self.settings, num_images=self.args.num_images, batch_size=self.args.gen_bsz,
             seed=self.args.seed, autocast=self.autocast, world=self.world, classes=self.args.class_labels,
             notes={"begun_by": provenance(self.args)}, say=lambda line: print(line, file=sys.stderr),
         )  # fmt: skip
+        return {**figures, **self.scorer.publish(folder, self.args, self.output_dir)} if self.scorer else figures
 
     def evaluate(self) -> None:
-        """--evaluate_nll and --evaluate_gen: prints a JSON line each."""
+        """--evaluate_nll and --evaluate_gen: prints a JSON line each. --sweep: see sweep_fractalgen."""
         args, path = self.args, None
         if args.resume:
             path = checkpoint.locate(args.resume)
@@ -245,6 +240,10 @@ class Job:
             scores = self.generate(self.model, folder)
             if self.world.is_main:
                 print(json.dumps({**scores, "folder": str(folder)}))
+                if self.scorer is None:
+                    print(f"no --fid_stats: the pictures are not scored; {WHERE}", file=sys.stderr)
+        if args.sweep:
+            sweep.run(self)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+from unittest.mock import patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -88,3 +89,44 @@ def save_picture(path, levels: torch.Tensor) -> None:
 def random_levels(n: int, size: int, seed: int = 0) -> torch.Tensor:
     """uint8 pictures (n, 3, size, size)."""
     return torch.randint(0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory):
+    """A weights file of the right architecture with seeded random numbers: the real one is 96 MB on another machine.
+
+    Scaled so that pictures stay apart through all layers, as trained weights keep them.
+    """
+    import torch_fidelity.feature_extractor_inceptionv3 as inception
+
+    torch.manual_seed(0)
+    network = inception.FeatureExtractorInceptionV3
+    with patch.object(network, "load_state_dict"), patch.object(inception, "load_state_dict_from_url"):
+        built = network("random", ["2048"])
+    for name, weight in built.named_parameters():
+        if weight.dim() == 4:
+            torch.nn.init.kaiming_normal_(weight, nonlinearity="relu")
+        elif name == "fc.weight":
+            torch.nn.init.normal_(weight, std=0.5)
+    path = tmp_path_factory.mktemp("inception") / "weights-inception.pth"
+    torch.save(built.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def colour_network(monkeypatch):
+    """A quick stand-in for the Inception network: the mean colour, and nothing else."""
+    from util import score
+
+    class Colour:
+        about = {"name": "stand-in", "weights_sha256": "abc"}  # noqa: RUF012
+
+        def __init__(self, file, device):
+            pass
+
+        def __call__(self, levels):
+            colour = levels.float().mean((2, 3)) / 255
+            return colour, 20 * colour
+
+    monkeypatch.setattr(score, "Inception", Colour)
+    return Colour

@@ -369,3 +369,39 @@ def test_an_unconditional_model_goes_all_the_way(tmp_path, capsys):
     assert (nll["num_pictures"], generated["num_images"]) == (4, 5)
     assert len(list((tmp_path / "out" / "generated").glob("*.png"))) == 5
     run(flags.replace("--epochs 2", "--epochs 3"), data_path=tmp_path, output_dir=tmp_path / "out", resume=tmp_path / "out")
+
+
+def test_pictures_are_scored_where_a_reference_is_given_or_lies_where_the_published_code_looks(
+    data, trained, tmp_path, monkeypatch, capsys, colour_network
+):
+    generate = f"{TINY} --evaluate_gen --num_images 6 --num_iter_list 4,16"
+    run(generate + f" --fid_stats {data}/train", resume=trained, output_dir=tmp_path / "out")
+    line, *table = capsys.readouterr().out.splitlines()[::-1]
+    figures, result = json.loads(line), json.loads((tmp_path / "out" / "generated" / "metrics.json").read_text())
+    assert figures["fid"] == result["scores"]["fid"] > 0
+    assert f"{figures['fid']:.2f}" in table[-2].split()
+    assert result["generated"]["crop"] == "ADM, 8 px"
+    assert list((tmp_path / "out" / "scores").glob("events.*"))
+
+    run(generate, resume=trained, output_dir=tmp_path / "unscored")
+    assert "no --fid_stats: the pictures are not scored; get https" in capsys.readouterr().err
+    assert not (tmp_path / "unscored" / "generated" / "metrics.json").exists()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fid_stats").mkdir()
+    np.savez(tmp_path / "fid_stats" / "adm_in8_stats.npz", arr_0=random_levels(12, 8).permute(0, 2, 3, 1).numpy())
+    run(generate, resume=trained, output_dir=tmp_path / "unscored")
+    assert json.loads((tmp_path / "unscored" / "generated" / "metrics.json").read_text())["scores"]["fid"] > 0
+    missing = lambda: run(generate + " --fid_stats /nowhere.npz", resume=trained, output_dir=tmp_path / "new")  # noqa: E731
+    assert_refused(missing, "/nowhere.npz: no such reference; get https", capsys)
+    assert not (tmp_path / "new" / "generated").exists(), "said before anything is drawn"
+
+
+def test_online_evaluation_scores_its_pictures_at_their_step(data, tmp_path, colour_network):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    online = f"{TRAIN} --online_eval --num_images 6 --eval_freq 1 --fid_stats {data}/val"
+    run(online, data_path=data, output_dir=tmp_path)
+    events = EventAccumulator(str(tmp_path / "scores"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("score/fid")] == [3, 6]
+    assert json.loads((tmp_path / "generated-0000006" / "metrics.json").read_text())["reference"]["pictures"] == 6

@@ -40,6 +40,26 @@ def from_environment(on_itp: bool = False, world_size: int = 1, rank: int = -1) 
     return World(max(rank, 0), world_size, max(rank, 0)) if world_size > 1 else World()
 
 
+def pick_device(name: str | None, world: World) -> torch.device:
+    """The device of that name, or else the accelerator that torch finds, else the CPU; each process has its own."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    name = name or (found.type if found else "cpu")
+    try:
+        device = torch.device(name)
+        usable = device.type == "cpu" or (found is not None and found.type == device.type)
+    except RuntimeError:
+        usable = False
+    if not usable:
+        raise UserError(f"--device {name}: torch finds no such device here; leave it out or give cpu")
+    if device.type == "cpu":
+        return device
+    index = world.local_rank if world.size > 1 or device.index is None else device.index
+    if index >= (count := torch.accelerator.device_count()):
+        raise UserError(f"--device {name}: number {index} of {count}; start at most one process a device")
+    torch.accelerator.set_device_index(index)
+    return torch.device(device.type, index)
+
+
 def connect(world: World, device: torch.device, init_method: str = "env://") -> None:
     """Joins the process group, on the backend that suits the device. Nothing to do for a process alone."""
     if world.size > 1:

@@ -103,6 +103,20 @@ def get_args_parser(description: str, models: Sequence[str], guidance_schedules:
     evaluation.add_argument("--class_labels", type=number_list, help="classes to draw, the same number of each; default all")
     evaluation.add_argument("--gen_bsz", type=int, default=1024)
 
+    scores = parser.add_argument_group("scores of the pictures written (see also python -m util.score --help)")
+    scores.add_argument(
+        "--fid_stats",
+        metavar="REFERENCE",
+        help="ADM's or another npz; default: fid_stats/adm_in<img_size>_stats.npz if it is there",
+    )
+    scores.add_argument("--inception_weights", metavar="FILE", help="default: fetched once by torch-fidelity's address")
+    scores.add_argument(
+        "--sweep",
+        nargs="+",
+        metavar="NAME=VALUE,…",
+        help="write and score --num_images for every combination, such as cfg=1,2,4 temperature=1,1.05, and end",
+    )
+
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--num_iter_list", type=number_list, help="steps of each level; default: the model's best")
     sampling.add_argument("--chunk", type=int, help="patches of each deeper level drawn together: bounds memory; default all")
