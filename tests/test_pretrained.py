@@ -34,7 +34,12 @@ def saved(tmp_path):
 def test_a_model_comes_back_to_the_bit(kind, tmp_path):
     model = opinionated(tiny_model(kind, r_weight=5.0, attn_dropout=0.2, proj_dropout=0.3, label_drop_prob=0.4))
     model.save_pretrained(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.sha256",
+        "README.md",
+    }
     loaded = FractalGen.from_pretrained(tmp_path)
     assert not loaded.training
     assert loaded.config == model.config
@@ -140,6 +145,9 @@ def test_weights_that_are_no_good_are_named(saved):
         FractalGen.from_pretrained(saved)
     with (saved / weights.NAME).open("r+b") as file:
         file.truncate(1000)
+    with pytest.raises(UserError, match=r"model.safetensors: damaged, its SHA-256"):
+        FractalGen.from_pretrained(saved)
+    (saved / f"{weights.NAME}.sha256").unlink()
     with pytest.raises(UserError, match=r"model.safetensors: cannot be read, it is damaged"):
         FractalGen.from_pretrained(saved)
 

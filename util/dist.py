@@ -43,7 +43,7 @@ def from_environment(on_itp: bool = False, world_size: int = 1, rank: int = -1) 
 def pick_device(name: str | None, world: World) -> torch.device:
     """The device of that name, or else the accelerator that torch finds, else the CPU; each process has its own."""
     found = torch.accelerator.current_accelerator(check_available=True)
-    name = name or (found.type if found else "cpu")
+    name = name or (found or torch.get_default_device()).type
     try:
         device = torch.device(name)
         usable = device.type == "cpu" or (found is not None and found.type == device.type)

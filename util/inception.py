@@ -71,7 +71,7 @@ class Inception:
         from torch_fidelity import FeatureExtractorInceptionV3
 
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location=lambda storage, _: storage, weights_only=True)
         except Exception as error:  # a hostile file decides what the reader stumbles over
             reason = str(error).split(". ")[0]
             raise UserError(f"{path}: refused as Inception weights ({one_line(reason)}); they are {_url()}") from error
