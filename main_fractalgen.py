@@ -36,12 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     """The command line. Bad input ends it with one line and exit status 2."""
     parser = get_args_parser(__doc__, tuple(fractalgen.PRESETS), SCHEDULES)
     args = parser.parse_args(argv)
-    try:
+    with parser.one_line_errors():
         run(args)
-    except UserError as error:  # from a data worker it arrives wrapped in that process's traceback
-        parser.error(str(error).strip().splitlines()[-1].removeprefix("util.errors.UserError: "))
-    except KeyboardInterrupt:
-        parser.exit(130, "interrupted\n")
     dist.disconnect()  # not after an error: the other processes may be waiting for us, and leaving frees them
 
 

@@ -57,6 +57,7 @@ def test_workers_ignore_what_the_training_process_handles():
         ignore_in_worker()
         for number in SIGNALS:
             tell(number)
+        assert all(signal.getsignal(number) is signal.SIG_IGN for number in SIGNALS)
     finally:
         for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler)

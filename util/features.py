@@ -151,7 +151,6 @@ def extract(
     """Pool features, logits and SHA-256 (uint8) of a range of pictures, in order, on every process."""
     batches = [pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH)]
     mine = batches[world.rank :: world.size]
-    # Workers that ignored SIGTERM, as training's do, would hold up the exit after a picture that cannot be read.
     loader = DataLoader(dataset, batch_sampler=mine, num_workers=num_workers, generator=torch.Generator())
     rows = []
     for batch, (levels, digests) in zip(mine, loader, strict=True):

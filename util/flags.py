@@ -3,7 +3,8 @@
 import argparse
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+    @contextmanager
+    def one_line_errors(self) -> Iterator[None]:
+        """Inside, bad input ends the command with one line and status 2, Ctrl-C with status 130."""
+        try:
+            yield
+        except UserError as error:  # from a data worker it arrives wrapped in that process's traceback
+            self.error(str(error).strip().splitlines()[-1].removeprefix("util.errors.UserError: "))
+        except KeyboardInterrupt:
+            self.exit(130, "interrupted\n")
 
 
 def get_args_parser(description: str, models: Sequence[str], guidance_schedules: Sequence[str]) -> argparse.ArgumentParser:

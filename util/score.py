@@ -118,12 +118,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Parser]:
 
 def main(argv: list[str] | None = None) -> None:
     args, parser = parse(argv)
-    try:
+    with parser.one_line_errors():
         run(args)
-    except UserError as error:  # from a data worker it arrives wrapped in that process's traceback
-        parser.error(str(error).strip().splitlines()[-1].removeprefix("util.errors.UserError: "))
-    except KeyboardInterrupt:
-        parser.exit(130, "interrupted\n")
     dist.disconnect()
 
 
