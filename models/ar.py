@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.generator import Choices, Generator, Handed, LevelSpec, register_generator
+from models.given import Given
 from models.guidance import Guidance
 from models.layers import RotaryBlock, init_weights, run_blocks
 from models.noise import Noise
@@ -66,7 +67,7 @@ class AR(Generator):
 
 
 class PreparedRotaryBlock:
-    """A RotaryBlock for one token at a time."""
+    """A RotaryBlock for the next tokens of sequences, whose earlier ones are in a cache."""
 
     def __init__(self, block: RotaryBlock, dtype: torch.dtype):
         attention, forward = block.attention, block.feed_forward
@@ -76,44 +77,47 @@ class PreparedRotaryBlock:
         self.wo, self.w2 = Linear.of(attention.wo, dtype), Linear.of(forward.w2, dtype)
         self.w13 = Linear(torch.cat([forward.w1.weight, forward.w3.weight]) * self.norm2.scale, None, dtype)
 
-    def __call__(self, x: Tensor, rotation: Tensor, cache: Tensor, place: int | Tensor, mask: Tensor | None) -> Tensor:
-        """One token of each sequence, x (M, D), its rotation (d / 2,) complex, and the cache (2, M, h, L, d), where its key and
-        value are put. `place` is its number: an int; or (1,) int64 with a mask (1, 1, 1, L) of the tokens so far."""
-        qkv = self.wqkv(self.norm1(x)).unflatten(1, (3, self.num_heads, -1))  # (M, 3, h, d)
-        turned = rotate_(qkv.float(), rotation)
-        if mask is None:
-            cache[:, :, :, place] = turned[:, 1:].transpose(0, 1)
-            cache = cache[:, :, :, : place + 1]
+    def __call__(self, x: Tensor, rotation: Tensor, cache: Tensor, places: slice | Tensor, mask: Tensor | None) -> Tensor:
+        """The next T tokens of each sequence, x (M * T, D), their rotation (T, 1, 1, d / 2) complex, and the cache
+        (2, M, h, L, d), where their keys and values are put. `places` are their numbers, as a slice or (T,) int64, and
+        `mask` (T, S) says which of the cache's first S tokens each sees; None: all."""
+        qkv = self.wqkv(self.norm1(x)).view(cache.shape[1], len(rotation), 3, self.num_heads, -1)  # (M, T, 3, h, d)
+        turned = rotate_(qkv.float(), rotation).permute(2, 0, 3, 1, 4)  # (3, M, h, T, d)
+        if isinstance(places, slice):
+            cache[:, :, :, places] = turned[1:]
+            cache = cache[:, :, :, : places.stop]
         else:
-            cache.index_copy_(3, place, turned[:, 1:].transpose(0, 1).unsqueeze(3).to(cache.dtype))
+            cache.index_copy_(3, places, turned[1:].to(cache.dtype))
         k, v = cache.unbind(0)
-        attended = F.scaled_dot_product_attention(turned[:, 0, :, None].to(k.dtype), k, v, mask)  # (M, h, 1, d)
-        x = self.wo(attended.flatten(1), residual=x)
+        attended = F.scaled_dot_product_attention(turned[0].to(k.dtype), k, v, mask)  # (M, h, T, d)
+        x = self.wo(attended.transpose(1, 2).reshape(len(x), -1), residual=x)
         gate, value = self.w13(self.norm2(x)).chunk(2, dim=1)
         return self.w2(F.silu(gate) * value, residual=x)
 
 
 @dataclass
 class ARState:
-    """condition (h * N, D), embedded; cache (blocks, 2, h * N, heads, L, d), keys and values of the tokens so far."""
+    """condition (h * N, D), embedded; cache (blocks, 2, h * N, heads, L, d), keys and values of the tokens so far; begun:
+    whether the condition is among them."""
 
     condition: Tensor
     cache: Tensor
     halves: int
+    begun: bool = False
 
 
 class ARSampler(TransformerSampler):
-    """Feeds one token a step."""
+    """Feeds one token a step, and what was known all along together."""
 
     def __init__(self, ar: AR, child, setup: Setup):
         super().__init__(ar, child, setup)
         self.blocks = [PreparedRotaryBlock(block, setup.dtype) for block in ar.blocks]
         self.pos = ar.pos_embed_learned[0].detach()
-        self.rotation = torch.complex(ar.rope_cos.float(), ar.rope_sin.float())  # (1 + L, d / 2)
+        self.rotation = torch.complex(ar.rope_cos.float(), ar.rope_sin.float())[:, None, None]  # (1 + L, 1, 1, d / 2)
         self.places = torch.arange(ar.spec.num_patches, device=self.pos.device)
         self.run = setup.compile(self._run, self.pos.device)
 
-    def start(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, order: Tensor) -> ARState:
+    def start(self, conds, guidance: Guidance, noise: Noise, order: Tensor, given: Given | None = None) -> ARState:
         condition, spec = self.cond_emb(conds[0].to(self.setup.dtype)), self.generator.spec
         head_dim = spec.embed_dim // spec.num_heads
         shape = (spec.num_blocks, 2, len(condition), spec.num_heads, spec.num_patches, head_dim)
@@ -121,22 +125,29 @@ class ARSampler(TransformerSampler):
         return ARState(condition, cache, 2 if guidance.doubled else 1)
 
     def predict(self, state: ARState, known: Tensor | None, begin: int, end: int) -> list[Tensor]:
-        if known is None:
-            x = state.condition
-        else:
-            x = self.patch_emb(known[:, -1].to(self.setup.dtype)).repeat(state.halves, 1)
-        place = self.places[begin:end] if self.setup.compiled else begin
-        return [self.run(x, place, state.cache)]
+        tokens = [state.condition[:, None]] if known is None or not state.begun else []
+        state.begun = True
+        if known is not None:
+            embedded = self.patch_emb(known.flatten(0, 1).to(self.setup.dtype)).unflatten(0, known.shape[:2])
+            tokens.append(embedded.repeat(state.halves, 1, 1))
+        x = tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=1)
+        if x.shape[1] > 1:
+            return [self._run(x, slice(end - x.shape[1], end), state.cache)]
+        return [self.run(x, self.places[begin:end] if self.setup.compiled else slice(begin, end), state.cache)]
 
-    def _run(self, x: Tensor, place: int | Tensor, cache: Tensor) -> Tensor:
-        """Embedded tokens (M, D) number `place` -> outputs (M, D).
+    def _run(self, x: Tensor, places: slice | Tensor, cache: Tensor) -> Tensor:
+        """Embedded tokens (M, T, D) number `places` -> outputs of the last (M, D).
 
         A place in a tensor keeps all shapes the same, so that what is compiled for one place fits all: the whole cache is
         attended to, through a mask.
         """
-        mask = None if isinstance(place, int) else (self.places <= place)[None, None, None]
-        rotation = self.rotation[place].view(-1)
-        x = self.embedding_norm(x.to(self.stream) + self.pos[place])
+        tokens, mask = x.shape[1], None
+        if not isinstance(places, slice):
+            mask = (self.places <= places)[None]
+        elif tokens > 1:
+            mask = self.places[: places.stop] <= self.places[places, None]
+        rotation = self.rotation[places]
+        x = self.embedding_norm((x.to(self.stream) + self.pos[places]).flatten(0, 1))
         for block, block_cache in zip(self.blocks, cache.unbind(0), strict=True):
-            x = block(x, rotation, block_cache, place, mask)
-        return self.norm(x)
+            x = block(x, rotation, block_cache, places, mask)
+        return self.norm(x if tokens == 1 else x.unflatten(0, (-1, tokens))[:, -1])

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from models import ar, mar  # noqa: F401  importing ar registers its type
+from models.editing import edit, edit_class, outpaint, uncrop
 from models.generator import GENERATORS, Choices, Generator, LevelSpec, Mask, Steps, check_architecture
+from models.given import Given
 from models.guidance import Guidance, inverse_cdf
 from models.layers import full_precision
 from models.noise import Noise
 from models.pixelloss import PixelLoss
 from models.prepared import Setup
 from models.pretrained import Pretrained, recorded
-from models.sampler import LevelSampler
+from models.reading import classify, log_likelihood
+from models.sampler import LevelSampler, draw_hidden
 from models.sampling import SamplingDefaults, eval_mode, generate, validate_num_iters
 from util.visualize import NotebookCanvas
 
@@ -180,9 +183,9 @@ class FractalGen(nn.Module, Pretrained):
         self,
         cond_list: Sequence[Tensor],
         num_iter_list: Sequence[int],
-        cfg: float = 1.0,
+        cfg: float | Sequence[float] = 1.0,
         cfg_schedule: str = "linear",
-        temperature: float = 1.0,
+        temperature: float | Sequence[float] = 1.0,
         filter_threshold: float = 1e-4,
         fractal_level: int = 0,
         visualize: bool = False,
@@ -193,12 +196,13 @@ class FractalGen(nn.Module, Pretrained):
         refresh: int = 1,
         pick: Callable[[Tensor, Tensor], Tensor] = inverse_cdf,
         on_step: Callable[[int, int, Tensor], None] | None = None,
+        given: Given | None = None,
     ) -> Tensor:
         """Conditions -> normalised pictures (B, 3, H, H). The published call; `generate` is the convenient one.
 
         cond_list        num_conds of (B, D), or with cfg != 1 of (2 B, D): class conditions, then `fake_latent`
         num_iter_list    steps of each level above the pixel (an AR level takes one step a patch whatever it says)
-        cfg … filter_threshold, pick   see `Guidance`
+        cfg … filter_threshold, pick   see `Guidance`; cfg and temperature may be lists, a number for each level above the pixel
         fractal_level    the level of this module
         visualize        show the growing canvas in a notebook
         noise            the pictures' randomness; default: a seed from torch's global generator
@@ -206,10 +210,11 @@ class FractalGen(nn.Module, Pretrained):
         compiled         run torch.compile on what is called most
         refresh          above 1, approximate: a MAR level 0 computes all features every `refresh` steps only (models/lazy.py)
         on_step          called with (step, number of steps, canvas (B, 3, H, H)) after each step of level 0
+        given            what is known of the pictures; see models/editing.py
         """
         if fractal_level != self.fractal_level:
             raise ValueError(f"fractal_level {fractal_level} given to the module of level {self.fractal_level}")
-        guidance = Guidance.create(cfg, cfg_schedule, temperature, filter_threshold, pick)
+        guidance = Guidance.create(cfg, cfg_schedule, temperature, filter_threshold, pick, len(self.generators))
         validate_num_iters(num_iter_list, len(self.generators))
         rows = len(cond_list[0])
         if len(cond_list) < self.num_conds or (guidance.doubled and rows % 2):
@@ -230,7 +235,7 @@ class FractalGen(nn.Module, Pretrained):
             dtype = torch.get_autocast_dtype(device)
         with eval_mode(self), full_precision(cond_list[0]), torch.inference_mode():
             sampler = self.sampler(Setup(dtype, chunk, compiled, refresh))
-            pictures = sampler.draw(cond_list, guidance, noise, num_iter_list, on_step)
+            pictures = draw_hidden(sampler, cond_list, guidance, noise, num_iter_list, given, on_step)
         return pictures.clone()  # an ordinary tensor
 
     @property
@@ -238,7 +243,8 @@ class FractalGen(nn.Module, Pretrained):
         """Picture sides from this level down, for `Noise.of_pictures`."""
         return self.img_size_list[self.fractal_level :]
 
-    generate = generate
+    generate, edit, outpaint, uncrop, edit_class = generate, edit, outpaint, uncrop, edit_class
+    log_likelihood, classify = log_likelihood, classify
 
 
 @dataclass(frozen=True)

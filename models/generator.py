@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.given import Given
 from models.noise import Noise
 from models.prepared import Setup
 from models.sampler import LevelSampler
@@ -155,13 +156,16 @@ class Generator(nn.Module):
         """What draws this level's pictures in one sampling call; `child` draws their patches."""
         raise NotImplementedError
 
-    def plan(self, num_iter: int) -> Iterator[tuple[int, int, float]]:
-        """The steps: places [begin, end) of the order, and the progress in [0, 1] that guidance follows."""
+    def plan(self, num_iter: int, hidden: int | None = None) -> Iterator[tuple[int, int, float]]:
+        """The steps: places [begin, end) of the order, and the progress in [0, 1] that guidance follows.
+
+        With only `hidden` patches to draw, a plan may leave out as many as are known, if `order` puts these first.
+        """
         length = self.spec.num_patches
         for step in range(length):
             yield step, step + 1, (step + 1) / length
 
-    def order(self, noise: Noise) -> Tensor:
+    def order(self, noise: Noise, given: Given | None = None) -> Tensor:
         """(N, L) patch numbers in the order in which they are decided."""
         numbers = torch.arange(self.spec.num_patches, device=noise.order.device)
         return numbers.expand(noise.order.shape[0], -1)

@@ -5,12 +5,12 @@ of patches just decided and of patches whose outputs are read, against the other
 Letters: n sequences (halves and pictures), T tokens, R rows, D width.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from models.given import Given
 from models.guidance import Guidance
 from models.layers import dot_product_attention
 from models.mar import MARSampler, MARState
@@ -29,8 +29,8 @@ class LazyState(MARState):
 class LazyMARSampler(MARSampler):
     """A MARSampler that computes all tokens in every `setup.refresh`-th step only."""
 
-    def start(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, order: Tensor) -> LazyState:
-        return LazyState(**vars(super().start(conds, guidance, noise, order)))
+    def start(self, conds, guidance: Guidance, noise: Noise, order: Tensor, given: Given | None = None) -> LazyState:
+        return LazyState(**vars(super().start(conds, guidance, noise, order, given)))
 
     def outputs(self, state: LazyState, new: Tensor, rows: Tensor) -> Tensor:
         n, _, dim = state.x.shape

@@ -3,16 +3,21 @@
 Letters: B pictures, L patches a picture, R rows.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from models.fractalgen import FractalGen, Term
 from models.generator import Generator, Mask, Steps
 from models.noise import Noise
+
+if TYPE_CHECKING:
+    from models.fractalgen import FractalGen, Term  # whose models read their own likelihoods
 
 QUARTERS = 4
 LN2 = math.log(2)

@@ -14,6 +14,7 @@ from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 
 from models.generator import Choices, Generator, Handed, LevelSpec, Mask, Steps, register_generator
+from models.given import Given
 from models.guidance import Guidance
 from models.layers import Block, dot_product_attention, init_weights, run_blocks
 from models.noise import Noise
@@ -42,14 +43,16 @@ def masked_counts(uniforms: np.ndarray, num_patches: int, train: bool) -> np.nda
     return counts.clip(1, num_patches).astype(np.int64)
 
 
-def cosine_plan(num_patches: int, num_iter: int) -> Iterator[tuple[int, int, float]]:
+def cosine_plan(num_patches: int, num_iter: int, hidden: int | None = None) -> Iterator[tuple[int, int, float]]:
     """Steps (begin, end, progress) of the cosine schedule: places [begin, end) of the order (MaskGIT; SPEC section 5).
 
     Progress counts at least one patch as masked, also after the last step, which decides all that is left.
+    With only `hidden` patches to draw the others come first, and the schedule's steps shrink in proportion.
     """
-    masked, steps = num_patches, min(num_patches, num_iter)
+    hidden = num_patches if hidden is None else hidden
+    masked, steps = hidden, min(hidden, math.ceil(num_iter * hidden / num_patches))
     for step in range(steps):
-        remain = math.floor(num_patches * math.cos(math.pi / 2 * (step + 1) / steps))
+        remain = math.floor(hidden * math.cos(math.pi / 2 * (step + 1) / steps))
         remain = max(1, min(remain, masked - 1))
         end = num_patches if step == steps - 1 else num_patches - remain
         yield num_patches - masked, end, (num_patches - remain) / num_patches
@@ -149,11 +152,14 @@ class MAR(Generator):
             return LazyMARSampler(self, child, setup)
         return MARSampler(self, child, setup)
 
-    def plan(self, num_iter: int) -> Iterator[tuple[int, int, float]]:
-        return cosine_plan(self.spec.num_patches, num_iter)
+    def plan(self, num_iter: int, hidden: int | None = None) -> Iterator[tuple[int, int, float]]:
+        return cosine_plan(self.spec.num_patches, num_iter, hidden)
 
-    def order(self, noise: Noise) -> Tensor:
-        return noise.order.argsort(dim=-1, stable=True)
+    def order(self, noise: Noise, given: Given | None = None) -> Tensor:
+        numbers = noise.order
+        if given is not None:
+            numbers = numbers + given.precedence(self.spec.patch_size).to(numbers.device)
+        return numbers.argsort(dim=-1, stable=True)
 
 
 @dataclass
@@ -189,11 +195,12 @@ class MARSampler(TransformerSampler):
             self.guiding_pixel = mar.guiding_pixel_loss.sampler(setup)
         self.run = setup.compile(self._run, self.pos.device)
 
-    def start(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, order: Tensor) -> MARState:
+    def start(self, conds, guidance: Guidance, noise: Noise, order: Tensor, given: Given | None = None) -> MARState:
         dtype, spec = self.setup.dtype, self.generator.spec
         tokens = [self.cond_emb(cond.to(dtype)) for cond in reversed(conds[: spec.num_conds])]
         if spec.guiding_pixel:
-            pixel = self.guiding_pixel.draw(conds, guidance, noise)[:, :, 0, 0]  # (N, 3)
+            head = guidance.head(spec.index - 1)
+            pixel = self.guiding_pixel.pixels(conds, head, noise, given and given.guide_weights)  # (N, 3)
             tokens.insert(0, self.pix_proj(guidance.double(pixel.to(dtype))))
         prefix = self.embedding_norm(torch.stack(tokens, dim=1).to(self.stream) + self.pos_prefix)  # (h * N, P, D)
         x = torch.cat([prefix, self.masked.expand(len(prefix), -1, -1)], dim=1)

@@ -60,7 +60,7 @@ class Noise:
     def __len__(self) -> int:
         return len(self.maps[0])
 
-    def part(self, pictures: slice) -> "Noise":
+    def part(self, pictures: slice | Tensor) -> "Noise":
         return Noise([m[pictures] for m in self.maps])
 
     def in_order(self, order: Tensor) -> "PatchNoise":

@@ -3,17 +3,20 @@
 Letters: N pixels, D width, h halves (2 with guidance, else 1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.given import Given
 from models.guidance import Guidance
 from models.layers import Block, dot_product_attention, full_precision, init_weights, run_blocks
 from models.noise import Noise
 from models.prepared import Linear, Norm, PreparedBlock, Setup
 from util.pixels import NUM_LEVELS, normalize, to_levels
+
+Weigh = Callable[[int, Tensor], Tensor | None]
 
 
 class OutputBias(nn.Module):
@@ -102,20 +105,39 @@ class PixelSampler:
         self.pixel_values, self.dtype = head.pixel_values, dtype
         self.codes = setup.compile(self._codes, self.pixel_values.device)
 
-    def draw(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, num_iter_list: Sequence[int] = ()) -> Tensor:
-        """Conditions, each (h * N, cond_dim) -> normalised pixels (N, 3, 1, 1)."""
-        codes = self.codes(conds[0].to(self.dtype), guidance, noise.colour)
-        return self.pixel_values.gather(0, codes)[:, :, None, None]
+    def draw(
+        self, conds, guidance: Guidance, noise: Noise, num_iter_list=(), on_step=None, given: Given | None = None
+    ) -> Tensor:
+        """Conditions, each (h * N, cond_dim) -> normalised pixels (N, 3, 1, 1). As of a level with no steps of its own."""
+        return self.pixels(conds, guidance, noise, given and given.pixel_weights)[:, :, None, None]
 
-    def _codes(self, cond: Tensor, guidance: Guidance, uniforms: Tensor) -> Tensor:
+    def pixels(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, weigh: Weigh | None = None) -> Tensor:
+        """Conditions, each (h * N, cond_dim) -> normalised pixels (N, 3).
+
+        `weigh(channel, levels of the channels before it (N, channel))` may give log-weights (N, 256) for a channel's values.
+        """
+        cond, uniforms = conds[0].to(self.dtype), noise.colour
+        codes = self.codes(cond, guidance, uniforms) if weigh is None else self._codes(cond, guidance, uniforms, weigh)
+        return self.pixel_values.gather(0, codes)
+
+    def _codes(self, cond: Tensor, guidance: Guidance, uniforms: Tensor, weigh: Weigh | None = None) -> Tensor:
         """Conditions (h * N, cond_dim), uniforms (N, 3) -> levels (N, 3) int64."""
         x, past = self.ln(self.cond_proj(cond)), []
         for block, first_token in zip(self.blocks, self.first_token, strict=True):
             kv, change = first_token(block.norm1(x)).tensor_split([2 * x.shape[1]], dim=1)
             past.append([kv.unflatten(1, (2, self.num_heads, -1))])  # (h * N, 2, heads, d)
             x = block.mlp(x + change)
-        drawn = [self._pick(x, 0, guidance, uniforms)]
-        for channel, table in enumerate(self.tables, start=1):
+        drawn = []
+
+        def pick(x: Tensor) -> None:
+            channel = len(drawn)
+            logits = self.heads[channel](self.norm(x).float())
+            before = torch.stack(drawn, dim=1) if drawn else uniforms.new_empty(len(uniforms), 0, dtype=torch.long)
+            weights = weigh(channel, before) if weigh is not None else None
+            drawn.append(guidance.pick(guidance.probabilities(logits, weights), uniforms[:, channel]))
+
+        pick(x)
+        for table in self.tables:
             x, qkv = table.index_select(0, guidance.double(drawn[-1])).tensor_split([x.shape[1]], dim=1)
             for number, (block, earlier) in enumerate(zip(self.blocks, past, strict=True)):
                 if number:
@@ -124,9 +146,5 @@ class PixelSampler:
                 earlier.append(kv)
                 k, v = torch.stack(earlier, dim=3).unbind(1)  # (h * N, heads, t, d)
                 x = block.after_attention(x, dot_product_attention(q.transpose(1, 2), k, v).flatten(1))
-            drawn.append(self._pick(x, channel, guidance, uniforms))
+            pick(x)
         return torch.stack(drawn, dim=1)
-
-    def _pick(self, x: Tensor, channel: int, guidance: Guidance, uniforms: Tensor) -> Tensor:
-        logits = self.heads[channel](self.norm(x).float())
-        return guidance.pick(guidance.probabilities(logits), uniforms[:, channel])

@@ -36,6 +36,6 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def rotate_(qkv: Tensor, rotation: Tensor) -> Tensor:
-    """Turns, in place, q and k of one token: (N, 3, h, d) float32, by a complex row (d / 2,) = cos + i sin."""
-    torch.view_as_complex(qkv[:, :2].unflatten(-1, (-1, 2))).mul_(rotation)
+    """Turns, in place, q and k of T tokens: (M, T, 3, h, d) float32, by (T, 1, 1, d / 2) = cos + i sin."""
+    torch.view_as_complex(qkv[:, :, :2].unflatten(-1, (-1, 2))).mul_(rotation)
     return qkv

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from models.given import Given
+from models.guidance import Guidance
 from models.noise import Noise
 from util.pixels import to_numpy, to_pil
 
@@ -60,10 +62,10 @@ def generate(
     class_labels: int | Sequence[int] | Tensor | None = None,
     *,
     num_pictures: int | None = None,
-    guidance_scale: float | None = None,
+    guidance_scale: float | Sequence[float] | None = None,
     guidance_schedule: str | None = None,
     num_inference_steps: Sequence[int] | None = None,
-    temperature: float | None = None,
+    temperature: float | Sequence[float] | None = None,
     filter_threshold: float | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
@@ -74,24 +76,28 @@ def generate(
     output_type: str = "pil",
     callback_on_step_end: Callable[[int, int, Tensor], None] | None = None,
     progress_bar: bool = True,
+    given: Given | None = None,
 ):
     """Draws one picture for each class label. Settings left out are the model's best published ones.
 
     class_labels          0..class_num-1, one for each picture; None: unconditional, `num_pictures` of them (default 1)
-    guidance_scale        1 = no guidance; see models/guidance.py for it, guidance_schedule, temperature, filter_threshold
+    guidance_scale        1 = no guidance; see models/guidance.py for it, guidance_schedule, temperature, filter_threshold.
+                          Scale and temperature may be lists, a number for the softmax below each level above the pixel: those
+                          of guiding pixels, unused where a level has none, and the pixels' own last
     num_inference_steps   one number of steps for each level above the pixel
     seed / generator      picture i of a seed is the same whatever else is drawn with it; a generator gives a seed
     indices               the pictures' numbers i within the seed; default 0, 1, …
     chunk, compiled, refresh  see `FractalGen.sample`
     output_type           "pil": list of RGB pictures; "np": uint8 (B, H, H, 3); "pt": normalised float (B, 3, H, H)
     callback_on_step_end  called with (step, number of steps, canvas (B, 3, H, H)) after each step of level 0
+    given                 what is known of the pictures: what `model.edit` gives
 
     Raises ValueError for a setting or label out of range.
     """
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"unknown output_type {output_type!r}; one of {', '.join(OUTPUT_TYPES)}")
     defaults = model.sampling_defaults
-    labels = _check_labels(class_labels, model.class_num)
+    labels = check_labels(class_labels, model.class_num)
     if labels is None:
         n = 1 if num_pictures is None else num_pictures
         if guidance_scale not in (None, 1, 1.0):
@@ -109,7 +115,13 @@ def generate(
     unconditional = model.fake_latent.repeat(n, 1)
     device = unconditional.device
     cond = unconditional if labels is None else model.class_emb(torch.tensor(labels, device=device))
-    if scale != 1 and labels is not None:
+    settings = (
+        scale,
+        defaults.guidance_schedule if guidance_schedule is None else guidance_schedule,
+        defaults.temperature if temperature is None else temperature,
+        defaults.filter_threshold if filter_threshold is None else filter_threshold,
+    )
+    if Guidance.create(*settings, num_levels=len(model.generators)).doubled:
         cond = torch.cat([cond, unconditional])
     if seed is None:
         seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device if generator else None))
@@ -127,20 +139,19 @@ def generate(
         pictures = model.sample(
             [cond] * model.num_conds,
             defaults.num_inference_steps if num_inference_steps is None else num_inference_steps,
-            scale,
-            defaults.guidance_schedule if guidance_schedule is None else guidance_schedule,
-            defaults.temperature if temperature is None else temperature,
-            defaults.filter_threshold if filter_threshold is None else filter_threshold,
+            *settings,
             chunk=chunk,
             compiled=compiled,
             refresh=refresh,
             noise=Noise.of_pictures(seed, indices, model.noise_sizes, device),
             on_step=on_step,
+            given=given,
         )
     return OUTPUT_TYPES[output_type](pictures)
 
 
-def _check_labels(labels, class_num: int) -> list[int] | None:
+def check_labels(labels, class_num: int) -> list[int] | None:
+    """One label or several, or None -> a list, or None. Raises ValueError for one that is none of 0..class_num-1."""
     if labels is None:
         return None
     if class_num == 0:

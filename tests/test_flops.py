@@ -85,7 +85,7 @@ def test_sampling_costs_what_the_sampler_does(kind, monkeypatch):
         name = lambda sampler: f"level{sampler.generator.spec.index}"  # noqa: E731
         monkeypatch.setattr(cls, "predict", counted(cls.predict, name, calls))
     name = lambda head: "rgb" if head.cond_proj.transposed.shape[0] == 16 else "guiding"  # noqa: E731  the guiding head: 32
-    monkeypatch.setattr(PixelSampler, "draw", counted(PixelSampler.draw, name, calls))
+    monkeypatch.setattr(PixelSampler, "pixels", counted(PixelSampler.pixels, name, calls))
     guidance = Guidance.create(scale, "linear", 1.0, 1e-4)
     noise = Noise.of_pictures(0, [0], model.noise_sizes)
     with torch.no_grad():

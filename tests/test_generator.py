@@ -31,14 +31,14 @@ def independent():
             size = self.spec.patch_size
             return Handed(patchify(pictures, size).reshape(-1, 3, size, size), [self.outputs(conds).flatten(0, 1)])
 
-        def plan(self, num_iter):
+        def plan(self, num_iter, hidden=None):
             yield 0, self.spec.num_patches, 1.0
 
         def sampler(self, child, setup):
             return IndependentSampler(self, child, setup)
 
     class IndependentSampler(LevelSampler):
-        def start(self, conds, guidance, noise, order):
+        def start(self, conds, guidance, noise, order, given=None):
             return guidance.double(order), self.generator.outputs(conds)
 
         def predict(self, state, known, begin, end):

@@ -1,0 +1,96 @@
+"""Editing: pixels that are known stay, to the bit; the others are drawn, given them. The paper's section 4.4, made exact.
+
+At each level wholly known patches are context from the first step. Partly known ones come next, are entered with what is
+known of them, down to single pixels; then wholly hidden ones, in their usual random order. Nothing is trained for it.
+An AR level sees only the past: pixels known further on, in raster order, are kept but not looked at, neither by it nor by
+the levels below it in the patches before. For surroundings that matter on all sides take a MAR model.
+Letters: B pictures, H picture side.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from models.given import Given
+from util.errors import UserError
+from util.inputs import to_level_batch, to_mask_batch
+from util.pixels import normalize
+
+
+def edit(model, image, mask, class_labels=None, *, num_results: int = 1, constraint: Callable | None = None, **options):
+    """Repaints `image` where `mask` is white, and keeps every other pixel, to the bit.
+
+    image         one or B pictures of the model's size: PIL, uint8 (B, H, H, 3) arrays, (B, 3, H, H) tensors, or floats 0..1
+    mask          one or B masks (B, H, H) of that size, 0 or False: keep; 1, 255 or True: repaint. One serves all pictures
+    class_labels  one for all pictures, or one each; None: unconditional. Another class than the picture's edits the class
+    num_results   so many pictures for each of the B, which come one after the other
+    constraint    what all repainted pixels must fulfil, see models/constraints.py
+    options       those of `generate`: settings, seed, callback, output_type …, with the same defaults. num_inference_steps
+                  are those of a whole picture: where a share of a level's patches is drawn, so is that share of its steps
+
+    A mask that is wholly white gives what `generate` draws with the same seed; a picture with nothing to repaint
+    comes back at once. Time follows the repainted share. Returns B * num_results pictures, of `output_type`.
+
+    Raises ValueError for pictures, masks or settings out of range.
+    """
+    side = model.img_size_list[0]
+    levels = to_level_batch(image)
+    if tuple(levels.shape[2:]) != (side, side):
+        height, width = levels.shape[2:]
+        raise UserError(
+            f"image of {width} x {height} pixels for a model of {side} x {side}; crop it (util.crop.center_crop_arr), "
+            "or place it in a larger canvas (model.uncrop)"
+        )
+    hidden = to_mask_batch(mask, (side, side))
+    if num_results < 1:
+        raise UserError(f"num_results {num_results} must be at least 1")
+    pictures = len(levels) if len(hidden) == 1 else len(hidden)
+    if len(levels) not in (1, pictures):
+        raise UserError(f"{len(levels)} images and {len(hidden)} masks; give one of either, or as many")
+    device = model.fake_latent.device
+    levels = levels.to(device).expand(pictures, -1, -1, -1).repeat_interleave(num_results, dim=0)
+    hidden = hidden.expand(pictures, -1, -1).repeat_interleave(num_results, dim=0)
+    given = Given(normalize(levels, dtype=model.generator.dtype), hidden, constraint)
+    return model.generate(_labels(class_labels, pictures, num_results), num_pictures=len(hidden), given=given, **options)
+
+
+def outpaint(model, image, box: Sequence[int], class_labels=None, **options):
+    """`edit` that keeps the box (x, y, width, height), in pixels, and repaints all around it."""
+    return edit(model, image, ~box_mask(model.img_size_list[0], box), class_labels, **options)
+
+
+def edit_class(model, image, box: Sequence[int], class_labels, **options):
+    """`edit` that draws another class in the box (x, y, width, height), and keeps its surroundings."""
+    return edit(model, image, box_mask(model.img_size_list[0], box), class_labels, **options)
+
+
+def uncrop(model, image, position: Sequence[int], class_labels=None, **options):
+    """Places pictures smaller than the model's, unscaled, at `position` (x, y) of its canvas, and paints all around them."""
+    levels, side = to_level_batch(image), model.img_size_list[0]
+    (x, y), (height, width) = position, levels.shape[2:]
+    mask = ~box_mask(side, (x, y, width, height))
+    canvas = levels.new_zeros(len(levels), 3, side, side)
+    canvas[:, :, y : y + height, x : x + width] = levels
+    return edit(model, canvas, mask, class_labels, **options)
+
+
+def box_mask(side: int, box: Sequence[int]) -> Tensor:
+    """(side, side) bool, True inside the box (x, y, width, height), in pixels. UserError where it is not within the picture."""
+    x, y, width, height = box
+    if not (x >= 0 and y >= 0 and width >= 1 and height >= 1 and x + width <= side and y + height <= side):
+        raise UserError(f"box {x} {y} {width} {height} (x, y, width, height) is not within the {side} x {side} pixels")
+    mask = torch.zeros(side, side, dtype=torch.bool)
+    mask[y : y + height, x : x + width] = True
+    return mask
+
+
+def _labels(labels, pictures: int, num_results: int) -> list | None:
+    """One for each result, in the order of the results."""
+    if labels is None:
+        return None
+    labels = labels.tolist() if hasattr(labels, "tolist") else labels
+    labels = list(labels) if isinstance(labels, Sequence) else [labels]
+    if len(labels) not in (1, pictures):
+        raise UserError(f"{len(labels)} class_labels for {pictures} pictures; give one, or one each")
+    return [label for label in labels * (pictures if len(labels) == 1 else 1) for _ in range(num_results)]

@@ -1,0 +1,119 @@
+"""What is known of pictures before they are drawn: known pixels, and a constraint on the others.
+
+Known patches go to a level's transformer as if it had decided them, partly known ones are entered with what is known of
+them, down to single pixels. Nothing is trained for it.
+Letters: N pictures at a level, H picture side, p patch side, L patches a picture, k patches decided in one step.
+"""
+
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from models.constraints import Constraint
+from models.patches import patchify
+from util.pixels import NUM_LEVELS, to_levels
+
+SPREAD = 40.0  # levels; see Given.guide_weights
+
+
+@dataclass(frozen=True)
+class Given:
+    """pictures (N, 3, H, H): normalised, hidden pixels too, which only a constraint reads. hidden (N, H, H): bool, on the
+    host, so that plans are known there; True where pixels are to be drawn. constraint: what all drawn pixels must fulfil."""
+
+    pictures: Tensor
+    hidden: Tensor
+    constraint: Constraint | None = None
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def part(self, rows: slice | Tensor) -> "Given":
+        """Those pictures; `rows` are a slice, or numbers (n,) on the host."""
+        there = rows if isinstance(rows, slice) else rows.to(self.pictures.device)
+        return replace(self, pictures=self.pictures[there], hidden=self.hidden[rows])
+
+    def shown(self) -> Tensor:
+        """The pictures (N, 3, H, H), hidden pixels grey."""
+        return self.pictures.masked_fill(self.hidden[:, None].to(self.pictures.device), 0)
+
+    def incomplete(self) -> Tensor:
+        """Numbers (n,) of the pictures that have a hidden pixel, on the host."""
+        return self.hidden.flatten(1).any(1).nonzero().squeeze(1)
+
+    def hidden_pixels(self, patch_size: int) -> Tensor:
+        """(N, L) int64, on the host: how many pixels of each patch are hidden."""
+        return patchify(self.hidden[:, None].float(), patch_size).sum(-1).long()
+
+    def groups(self, patch_size: int, plan: Callable[[int], Hashable]) -> Iterator[tuple[Hashable, Tensor, "Given | None"]]:
+        """Pictures for whose numbers of patches to draw `plan` is the same: that plan, their numbers on the host, and what is
+        given of them; None where that is nothing."""
+        pixels = self.hidden_pixels(patch_size)
+        numbers = (pixels > 0).sum(1)
+        found: dict[Hashable, list[Tensor]] = {}
+        for number in numbers.unique().tolist():
+            found.setdefault(plan(number), []).append((numbers == number).nonzero().squeeze(1))
+        for one, rows in found.items():
+            rows = torch.cat(rows).sort().values
+            nothing = self.constraint is None and bool(self.hidden[rows].all())
+            yield one, rows, None if nothing else self if len(rows) == len(self) else self.part(rows)
+
+    def precedence(self, patch_size: int) -> Tensor:
+        """(N, L) float32, on the host: added to a random order's numbers in [0, 1), it puts known patches first, then those
+        partly known."""
+        pixels = self.hidden_pixels(patch_size)
+        return -((pixels == 0).float() * 2 + ((pixels > 0) & (pixels < patch_size**2)).float())
+
+    def in_order(self, patch_size: int, order: Tensor) -> "PatchesGiven":
+        """What is given of the patches, sorted as in `order` (N, L)."""
+        at = torch.arange(len(order), device=order.device)[:, None]
+        patches, hidden = patchify(self.pictures, patch_size)[at, order], patchify(self.hidden[:, None].float(), patch_size)
+        return PatchesGiven(self, patch_size, patches, hidden[at.cpu(), order.cpu()].bool())  # sync
+
+    def pixel_weights(self, channel: int, drawn: Tensor) -> Tensor | None:
+        """Of pictures of one pixel: log-weights (N, 256), 0 or -inf, of a channel, those before it (N, channel) drawn."""
+        if self.constraint is None:
+            return None
+        allowed = self.constraint(channel, drawn, to_levels(self.pictures).flatten(1))
+        return forbid(allowed, f"constraint {self.constraint} allows no value of channel {'RGB'[channel]}")
+
+    def guide_weights(self, channel: int, drawn: Tensor) -> Tensor | None:
+        """Log-weights (N, 256) of the pictures' guiding pixels, given the known parts of the pictures.
+
+        The guiding pixel g is the mean of all. Where a share f is hidden, the known mean lies f d away from it, d being the
+        distance of hidden and known mean: normal, with standard deviation SPREAD. What no hidden values can make up is out.
+        """
+        pixels = self.hidden.shape[-1] ** 2
+        share = (self.hidden.flatten(1).sum(1) / pixels).to(self.pictures.device)[:, None]  # (N, 1)
+        seen = (~self.hidden).to(self.pictures.device)
+        levels = to_levels(self.pictures)[:, channel]
+        low = (levels * seen).flatten(1).sum(1, keepdim=True) / pixels  # (N, 1)
+        values = torch.arange(NUM_LEVELS, device=low.device)
+        away = (values * (1 - share) - low) / (1 - share).clamp(min=1 / pixels) / (share * SPREAD)
+        weights = torch.where(share < 1, -(away**2) / 2, 0)
+        possible = (values >= low.floor()) & (values <= (low + share * (NUM_LEVELS - 1)).ceil())
+        if self.constraint is not None and self.constraint.holds_for_means:
+            mean = to_levels(self.pictures.mean(-1).mean(-1))
+            possible = possible & self.constraint(channel, drawn, mean)
+        return weights.masked_fill(~possible, -torch.inf)
+
+
+def forbid(allowed: Tensor, error: str) -> Tensor:
+    """(N, 256) bool -> log-weights; ValueError where a row allows nothing."""
+    if not allowed.any(-1).all():  # sync
+        raise ValueError(error)
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, -torch.inf)
+
+
+class PatchesGiven:
+    """What is given of N pictures' patches, in the order in which they are decided: patches (N, L, C), hidden (N, L, p * p)."""
+
+    def __init__(self, given: Given, patch_size: int, patches: Tensor, hidden: Tensor):
+        self.given, self.size, self.patches, self.hidden = given, patch_size, patches, hidden
+
+    def step(self, begin: int, end: int) -> Given:
+        """The patches at places [begin, end): N * (end - begin) pictures of the next level."""
+        pictures = self.patches[:, begin:end].reshape(-1, 3, self.size, self.size)
+        return replace(self.given, pictures=pictures, hidden=self.hidden[:, begin:end].reshape(-1, self.size, self.size))

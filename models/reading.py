@@ -1,0 +1,164 @@
+"""Reading pictures: how likely a model finds each pixel, and which class explains a picture best.
+
+Surprise is not anomaly: a plain grey picture can be more likely than any of the training pictures (Nalisnick et al. 2019,
+arXiv 1810.09136).
+Letters: B pictures, H picture side, C classes, S drawn orders, L patches a picture, p patch side.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models.likelihood import LN2, draw_steps
+from models.noise import Noise
+from models.patches import unpatchify
+from models.sampling import check_labels, eval_mode, validate_num_iters
+from util.errors import UserError
+from util.inputs import to_level_batch
+from util.pixels import normalize
+
+TOGETHER = 2**16  # pixels
+REDUCTIONS = {
+    "image": lambda bits: bits.sum((-1, -2, -3, -4)),
+    "pixel": lambda bits: bits.sum((-3, -4)),
+    "channel": lambda bits: bits.sum((-1, -2, -4)),
+    "level": lambda bits: bits.sum((-1, -2, -3)),
+}
+
+
+class LogLikelihood(NamedTuple):
+    """log2-likelihoods, and their standard errors over the drawn orders, alike in shape: float64, on the host."""
+
+    bits: Tensor
+    standard_error: Tensor
+
+
+@torch.no_grad()
+def log_likelihood(
+    model,
+    images,
+    class_labels: int | Sequence[int] | Tensor | None = None,
+    reduce: str = "image",
+    *,
+    num_orders: int = 4,
+    num_inference_steps: Sequence[int] | None = None,
+    seed: int = 0,
+    progress_bar: bool = True,
+) -> LogLikelihood:
+    """log2 p(picture), given its class or not: in bits, at most 0; its negative is the model's surprise.
+
+    images               as `model.edit` takes them, of the model's size
+    class_labels         one for all pictures, or one each; None: unconditional
+    reduce               "image": (B,). "pixel": (B, H, H), a map of where the bits go. "channel": (B, 3), R, G, B.
+                         "level": (B, levels above the pixel), by the softmax below each level: guiding pixels, 0 where a
+                         level has none, and the pixels' own last
+    num_orders           so many orders are drawn for each picture, if the model has a MAR level, and their mean is given
+    num_inference_steps  of each level, as in `generate`: what is read is the likelihood of that sampler, unguided
+    seed                 of the orders: the same for whatever class
+
+    Exact where every level is AR: log2 p(x) = sum of log2 p(pixel | all before it); the standard error is then 0. Else it is
+    log2 p(x | order), exact for each drawn order; its mean over orders is at most log2 p(x) (`bits_by_term` says why).
+    In a map, a guiding pixel's bits are spread evenly over the patch whose mean it is, so that a map sums to the picture's bits.
+    Raises ValueError for what is out of range.
+    """
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"unknown reduce {reduce!r}; one of {', '.join(REDUCTIONS)}")
+    pictures = _pictures(model, images)
+    labels = check_labels(class_labels, model.class_num)
+    if labels is not None and len(labels) not in (1, len(pictures)):
+        raise UserError(f"{len(labels)} class_labels for {len(pictures)} pictures; give one, or one each")
+    if labels is not None:
+        labels = torch.tensor(labels).expand(len(pictures))
+    read = _orders(model, pictures, labels, num_orders, num_inference_steps, seed, REDUCTIONS[reduce], progress_bar)
+    deviation = read.std(0) / math.sqrt(len(read)) if len(read) > 1 else torch.full_like(read[0], math.nan)
+    return LogLikelihood(read.mean(0), torch.zeros_like(read[0]) if _exact(model) else deviation)
+
+
+@torch.no_grad()
+def classify(
+    model,
+    images,
+    classes: Sequence[int] | None = None,
+    *,
+    prior: Sequence[float] | None = None,
+    num_orders: int = 4,
+    num_inference_steps: Sequence[int] | None = None,
+    seed: int = 0,
+    progress_bar: bool = True,
+) -> Tensor:
+    """p(class | picture) by Bayes' rule, from p(picture | class) -> (B, C) float64 on the host; rows sum to 1.
+
+    classes  which of them may be meant, in the order of the columns; default: all
+    prior    their probabilities before the picture is seen; default: equal
+    others   as in `log_likelihood`; the same orders for every class. p(x | class) is the mean of p(x | order, class)
+
+    A picture is read once for each class and order. Raises ValueError for what is out of range.
+    """
+    pictures = _pictures(model, images)
+    labels = check_labels(range(model.class_num) if classes is None else classes, model.class_num)
+    weights = torch.ones(len(labels), dtype=torch.float64) if prior is None else torch.tensor(prior, dtype=torch.float64)
+    if len(weights) != len(labels) or not (weights >= 0).all() or not weights.sum() > 0:
+        raise ValueError(f"prior {prior} must be {len(labels)} numbers from 0, one for each class, not all 0")
+    logs = []
+    for label in tqdm(labels, desc="classes", disable=not progress_bar):
+        same = torch.full((len(pictures),), label)
+        bits = _orders(model, pictures, same, num_orders, num_inference_steps, seed, REDUCTIONS["image"], False)
+        logs.append((bits * LN2).logsumexp(0) - math.log(len(bits)))  # (B,), nats
+    return (torch.stack(logs, dim=1) + weights.log()).softmax(1)
+
+
+def _exact(model) -> bool:
+    """Whether no level draws an order."""
+    one = Noise.of_pictures(0, [0], model.noise_sizes)
+    return all(steps is None for steps in draw_steps(model, one, model.sampling_defaults.num_inference_steps))
+
+
+def _pictures(model, images) -> Tensor:
+    levels, side = to_level_batch(images), model.img_size_list[0]
+    if tuple(levels.shape[2:]) != (side, side):
+        raise UserError(f"image of {levels.shape[3]} x {levels.shape[2]} pixels for a model of {side} x {side}; crop it first")
+    return normalize(levels.to(model.fake_latent.device), dtype=model.generator.dtype)
+
+
+def _orders(model, pictures, labels, num_orders, num_iter_list, seed, reduce, progress_bar: bool) -> Tensor:
+    """Normalised pictures (B, 3, H, H), labels (B,) or None -> log2-likelihoods (S, B, …), float64 on the host."""
+    if num_orders < 1:
+        raise ValueError(f"num_orders {num_orders} must be at least 1")
+    steps = model.sampling_defaults.num_inference_steps if num_iter_list is None else num_iter_list
+    validate_num_iters(steps, len(model.generators))
+    orders = 1 if _exact(model) else num_orders
+    size = max(1, TOGETHER // model.img_size_list[0] ** 2)
+    parts = torch.arange(len(pictures)).split(size)
+    read = []
+    with eval_mode(model), tqdm(total=orders * len(pictures), desc="reading", disable=not progress_bar) as bar:
+        for order in range(orders):
+            of_order = []
+            for rows in parts:
+                noise = Noise.of_pictures(seed, (rows + order * len(pictures)).tolist(), model.noise_sizes)
+                of_order.append(reduce(-_bits(model, pictures[rows], None if labels is None else labels[rows], noise, steps)))
+                bar.update(len(rows))
+            read.append(torch.cat(of_order))
+    return torch.stack(read)
+
+
+def _bits(model, pictures: Tensor, labels: Tensor | None, noise: Noise, num_iter_list: Sequence[int]) -> Tensor:
+    """What each head pays for each sub-pixel in the sampler's steps: (B, levels above the pixel, 3, H, H) float64, host."""
+    drop = torch.full((len(pictures),), labels is None, device=pictures.device)
+    labels = torch.zeros(len(pictures), dtype=torch.long) if labels is None else labels
+    masks = [steps and steps.to(pictures.device) for steps in draw_steps(model, noise, num_iter_list)]
+    settings = dict(masks=masks, label_drop=drop, train=False, dither=0.0, as_drawn=True, return_terms=True)
+    _, terms = model(pictures, labels.to(pictures.device), **settings)
+    maps = torch.zeros(len(model.generators), *pictures.shape, dtype=torch.float64)
+    for term in terms:
+        level = len(model.generators) if term.name == "rgb" else int(term.name.removeprefix("guiding"))
+        side = model.img_size_list[level]
+        found = term.nll.cpu().double()[:, :, None, None].expand(-1, -1, side, side) / (LN2 * side**2)
+        for generator in reversed(model.generators[:level]):
+            spec = generator.spec
+            found = unpatchify(found.reshape(-1, spec.num_patches, spec.patch_dim), spec.patch_size)
+        maps[level - 1] = found
+    return maps.transpose(0, 1)
