@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from models.fractalgen import FractalGen
 from models.mar import MAR
-from models.noise import Noise
-from util.pixels import normalize
+from models.noise import COLOUR, Noise
+from util.pixels import normalize, to_levels
 
 
 def patchify(x, p):
@@ -220,3 +220,20 @@ def patch_maps(noise, spec):
         s = m.shape[-1] // spec.grid
         cut.append(m.reshape(len(m), 5, spec.grid, s, spec.grid, s).permute(0, 2, 4, 1, 3, 5).reshape(len(m), -1, 5, s, s))
     return cut
+
+
+class Forced:
+    """Teacher forcing of a sampler: the uniforms say which levels are drawn, and the bits of each draw are added up."""
+
+    def __init__(self, model: FractalGen, levels: torch.Tensor, seed: int = 0):
+        """Levels (B, 3, H, H) of the pictures that are to come out; orders are those of `seed`."""
+        self.noise, self.bits = Noise.of_pictures(seed, range(len(levels)), model.noise_sizes), 0.0
+        for side, size in zip(self.noise.maps, model.noise_sizes, strict=True):
+            patches = patchify(normalize(levels), size).unflatten(2, (3, size, size))  # (B, L, 3, p, p)
+            drawn = to_levels(patches.mean(-1).mean(-1), dim=2).transpose(1, 2)  # (B, 3, L): guiding pixels, then pixels
+            side[:, COLOUR] = ((drawn + 0.5) / 256).view_as(side[:, COLOUR])
+
+    def __call__(self, probs, uniforms):
+        picked = (uniforms * 256).long()
+        self.bits -= probs.double().gather(1, picked[:, None]).log2().sum().item()
+        return picked

@@ -5,14 +5,14 @@ import math
 
 import pytest
 import torch
-from oracle import Twin
+from oracle import Forced, Twin
 
 from conftest import opinionated, random_levels, swayed, tiny_model
 from models.fractalgen import FractalGen
 from models.generator import Mask, Steps
 from models.likelihood import bits_by_level, bits_by_term, draw_steps, loss_sums, meaning, trace_rows
 from models.mar import cosine_plan
-from models.noise import COLOUR, Noise
+from models.noise import Noise
 from models.patches import patchify
 from util.pixels import normalize, to_levels
 
@@ -40,23 +40,6 @@ def four_pixels(**changes) -> FractalGen:
 
 def hide(hidden, rows: int = 1) -> Mask:
     return Mask.of(torch.tensor([[i in hidden for i in range(4)]] * rows))
-
-
-class Forced:
-    """Teacher forcing of a sampler: the uniforms say which levels are drawn, and the bits of each draw are added up."""
-
-    def __init__(self, model: FractalGen, levels: torch.Tensor, seed: int = 0):
-        """Levels (B, 3, H, H) of the pictures that are to come out; orders are those of `seed`."""
-        self.noise, self.bits = Noise.of_pictures(seed, range(len(levels)), model.noise_sizes), 0.0
-        for side, size in zip(self.noise.maps, model.noise_sizes, strict=True):
-            patches = patchify(normalize(levels), size).unflatten(2, (3, size, size))  # (B, L, 3, p, p)
-            drawn = to_levels(patches.mean(-1).mean(-1), dim=2).transpose(1, 2)  # (B, 3, L): guiding pixels, then pixels
-            side[:, COLOUR] = ((drawn + 0.5) / 256).view_as(side[:, COLOUR])
-
-    def __call__(self, probs, uniforms):
-        picked = (uniforms * 256).long()
-        self.bits -= probs.double().gather(1, picked[:, None]).log2().sum().item()
-        return picked
 
 
 def no_ties(levels):
