@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         model = build_model(args)
     if args.dry_run:
         if world.is_main:
-            cost = cost_report(model, args.batch_size, args.num_iter_list, guided=args.cfg != 1)
+            cost = cost_report(model, args.batch_size, args.num_iter_list, args.cfg != 1, args.refresh)
             print(json.dumps({**provenance(args), **cost}, indent=2))
         return
     output_dir = make_writable(args.output_dir)
@@ -94,6 +94,8 @@ def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
             if (value := getattr(args, name)) is not None and not low <= value <= high:
                 bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
                 raise UserError(f"--{name} {value} must be {bounds}")
+    if args.refresh > 1 and preset.generators[0] != "mar":
+        raise UserError(f"--refresh {args.refresh} is for models whose level 0 is MAR; with --model {args.model} leave it out")
     if args.class_num == 0 and args.nll_labels:
         raise UserError("--nll_labels needs classes; with --class_num 0 leave it out")
     for label in args.class_labels or ():

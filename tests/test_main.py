@@ -237,6 +237,7 @@ BAD = {
     "dropout": ("--attn_dropout 2", "--attn_dropout 2.0 must be from 0 to 1"),
     "rate": ("--lr nan", "--lr nan must be at least 0"),
     "chunk": ("--chunk 0", "--chunk 0 must be at least 1"),
+    "refresh of an AR level": ("--model fractalar_in64 --refresh 2", "--refresh 2 is for models whose level 0 is MAR; with --model fractalar_in64"),
     "workers": ("--num_workers -1", "--num_workers -1 must be at least 0"),
     "rendezvous": ("--world_size 2 --local_rank 0 --device cpu", "--dist_url env://"),
     "device": ("--device tpu9", "--device tpu9: torch finds no such device here"),
