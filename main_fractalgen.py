@@ -201,14 +201,16 @@ class Job:
         )  # fmt: skip
         return {**scores, "num_bad_pictures": self.tell_bad(loader, say)}
 
-    def generate(self, model: fractalgen.FractalGen, folder: Path) -> dict[str, float]:
-        """Numbered PNGs in `folder`, and their scores where there is a reference."""
+    def generate(self, model: fractalgen.FractalGen, folder: Path, step: int = 0) -> dict[str, float | None]:
+        """Numbered PNGs in `folder`, of that step of training, and their scores where there is a reference."""
         figures = engine.evaluate(
             model, folder, self.settings, num_images=self.args.num_images, batch_size=self.args.gen_bsz,
             seed=self.args.seed, autocast=self.autocast, world=self.world, classes=self.args.class_labels,
             notes={"begun_by": provenance(self.args)}, say=lambda line: print(line, file=sys.stderr),
         )  # fmt: skip
-        return {**figures, **self.scorer.publish(folder, self.args, self.output_dir)} if self.scorer else figures
+        if self.scorer is None:
+            return figures
+        return {**figures, **self.scorer.publish(folder, self.args, self.output_dir, step=step)}
 
     def evaluate(self) -> None:
         """--evaluate_nll and --evaluate_gen: prints a JSON line each. --sweep: see sweep_fractalgen."""
