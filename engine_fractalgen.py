@@ -25,6 +25,7 @@ from util.meters import BadSteps, PeakMemory, RunLog, Window
 from util.pixels import normalize, to_pil
 from util.weights import fingerprint
 
+OF_TRAINING = ("label_drop_prob", "attn_dropout", "proj_dropout", "r_weight", "grad_checkpointing")  # no picture sees them
 LOG_EVERY = 20  # steps; the only places in an epoch where the host waits for the device
 
 
@@ -195,13 +196,14 @@ def evaluate(
     """
     classes = list(range(model.class_num)) if classes is None else classes
     labels = balanced(classes or [0], num_images)
-    decisive = {key: value for key, value in asdict(settings).items() if key not in ("chunk", "compiled")}
+    decisive = {key: value for key, value in model.arguments.items() if key not in OF_TRAINING}
+    decisive |= {key: value for key, value in asdict(settings).items() if key not in ("chunk", "compiled")}
     device = model.fake_latent.device
     with autocast:
         autocasts = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
         precision = torch.get_autocast_dtype(device.type) if autocasts else model.generator.dtype
     decisive |= {"precision": str(precision), "seed": seed, "classes": classes}
-    decisive |= {"weights_sha256": fingerprint(model.state_dict()), "img_sizes": model.img_size_list}
+    decisive |= {"weights_sha256": fingerprint(model.state_dict())}
     unit = min(batch_size, -(-num_images // world.size))
     gallery = Gallery(
         folder, num_images, decisive, {"chunk": settings.chunk, "compiled": settings.compiled, **(notes or {})}, unit
@@ -233,8 +235,8 @@ class Drawer:
         while True:
             try:
                 return draw(self.model, [self.labels[i] for i in indices], indices, self.settings, self.seed, self.autocast)
-            except RuntimeError as error:  # on a CPU torch has no class of its own for it
-                if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            except (RuntimeError, MemoryError) as error:  # on a CPU torch has no class of its own for it
+                if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)):
                     raise
             chunk = self.settings.chunk or 2 * len(indices)
             if chunk == 1:

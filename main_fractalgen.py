@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         model = build_model(args)
     if args.dry_run:
         if world.is_main:
-            cost = cost_report(model, args.batch_size, args.num_iter_list, guided=args.cfg != 1)
+            cost = cost_report(model, args.batch_size, args.num_iter_list, args.cfg != 1, args.refresh)
             print(json.dumps({**provenance(args), **cost}, indent=2))
         return
     output_dir = make_writable(args.output_dir)
@@ -94,6 +94,8 @@ def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
             if (value := getattr(args, name)) is not None and not low <= value <= high:
                 bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
                 raise UserError(f"--{name} {value} must be {bounds}")
+    if args.refresh > 1 and preset.generators[0] != "mar":
+        raise UserError(f"--refresh {args.refresh} is for models whose level 0 is MAR; with --model {args.model} leave it out")
     if args.class_num == 0 and args.nll_labels:
         raise UserError("--nll_labels needs classes; with --class_num 0 leave it out")
     for label in args.class_labels or ():
@@ -199,14 +201,16 @@ class Job:
         )  # fmt: skip
         return {**scores, "num_bad_pictures": self.tell_bad(loader, say)}
 
-    def generate(self, model: fractalgen.FractalGen, folder: Path) -> dict[str, float]:
-        """Numbered PNGs in `folder`, and their scores where there is a reference."""
+    def generate(self, model: fractalgen.FractalGen, folder: Path, step: int = 0) -> dict[str, float | None]:
+        """Numbered PNGs in `folder`, of that step of training, and their scores where there is a reference."""
         figures = engine.evaluate(
             model, folder, self.settings, num_images=self.args.num_images, batch_size=self.args.gen_bsz,
             seed=self.args.seed, autocast=self.autocast, world=self.world, classes=self.args.class_labels,
             notes={"begun_by": provenance(self.args)}, say=lambda line: print(line, file=sys.stderr),
         )  # fmt: skip
-        return {**figures, **self.scorer.publish(folder, self.args, self.output_dir)} if self.scorer else figures
+        if self.scorer is None:
+            return figures
+        return {**figures, **self.scorer.publish(folder, self.args, self.output_dir, step=step)}
 
     def evaluate(self) -> None:
         """--evaluate_nll and --evaluate_gen: prints a JSON line each. --sweep: see sweep_fractalgen."""

@@ -127,7 +127,7 @@ class Training:
                 log.picture(step, "samples", make_sheet(pictures, columns=8))
             dist.barrier()
             if args.online_eval:
-                log.say(f"pictures: {job.generate(model, job.output_dir / f'generated-{step:07d}')}")
+                log.note(f"pictures: {job.generate(model, job.output_dir / f'generated-{step:07d}', step)}")
             log.record(step, {f"val/{name}": value for name, value in scores.items()})
 
     def save(self, final: bool) -> None:

@@ -96,15 +96,17 @@ def training_flops(model: FractalGen) -> list[int]:
 
 @dataclass(frozen=True)
 class SamplingCost:
-    """Of one picture, by level, the RGB head last: operations, a guiding head's among its level's, and how often the level's
-    network is called: once for all pictures of a step, so as often for a batch as for one."""
+    """Of one picture. flops: operations by level, the RGB head last, a guiding head's among its level's. calls: how often each
+    network is called, "level0", "guiding1", …, "rgb": once for all pictures of a step, so as often for a batch as for one; a
+    head's three channels are one call."""
 
     flops: list[int]
-    calls: list[int]
+    calls: dict[str, int]
 
 
-def sampling_cost(model: FractalGen, num_iter_list: Sequence[int], guided: bool) -> SamplingCost:
-    """What the sampler runs for one picture in so many steps of each level, with classifier-free guidance or without.
+def sampling_cost(model: FractalGen, num_iter_list: Sequence[int], guided: bool, refresh: int = 1) -> SamplingCost:
+    """What the sampler runs for one picture in so many steps of each level, with classifier-free guidance or without; for
+    `refresh` see `Setup`.
 
     Measured with one block and with two at every level: each further one costs as much as the second.
     """
@@ -113,29 +115,31 @@ def sampling_cost(model: FractalGen, num_iter_list: Sequence[int], guided: bool)
         blocks = [min(depth, own) for own in model.arguments["num_blocks_list"]]
         with torch.device("meta"):
             shallow.append(FractalGen(**{**model.arguments, "num_blocks_list": blocks}))
-    one, two = (_sampling_cost(cut, num_iter_list, guided) for cut in shallow)
+    one, two = (_sampling_cost(cut, num_iter_list, guided, refresh) for cut in shallow)
     extra = [own - 1 for own in model.arguments["num_blocks_list"]]
     flops = [f1 + n * (f2 - f1) for n, f1, f2 in zip(extra, one.flops, two.flops, strict=True)]
     return SamplingCost(flops, one.calls)
 
 
-def _sampling_cost(model: FractalGen, num_iter_list: Sequence[int], guided: bool) -> SamplingCost:
+def _sampling_cost(model: FractalGen, num_iter_list: Sequence[int], guided: bool, refresh: int) -> SamplingCost:
     guidance = Guidance.create(2.0 if guided else 1.0, "constant", 1.0, 0.0, pick=lambda probs, uniforms: uniforms.long())
     with torch.device("meta"), torch.no_grad():
-        sampler = model.sampler(Setup(model.generator.dtype))
-    cost, pictures, calls = SamplingCost([], []), 1, 1
+        sampler = model.sampler(Setup(model.generator.dtype, refresh=refresh))
+    cost, pictures, calls = SamplingCost([], {}), 1, 1
     for level, num_iter in enumerate(num_iter_list):
         noise = Noise.of_pictures(0, [0], model.img_size_list[level:], device="meta")
         one, steps = _level_flops(sampler, num_iter, guidance, noise)
+        if sampler.generator.spec.guiding_pixel:
+            cost.calls[f"guiding{level}"] = calls
         calls *= steps
         cost.flops.append(pictures * one)
-        cost.calls.append(calls)
+        cost.calls[f"level{level}"] = calls
         pictures *= sampler.generator.spec.num_patches
         sampler = sampler.child
     conds = [torch.empty(2 if guided else 1, rgb_head(model).cond_proj.in_features, device="meta")]
     noise = Noise([torch.empty(1, 5, 1, 1, device="meta")])
     cost.flops.append(pictures * flops_of(lambda: sampler.draw(conds, guidance, noise)))
-    cost.calls.append(calls)
+    cost.calls["rgb"] = calls
     return cost
 
 
@@ -143,7 +147,7 @@ def _level_flops(sampler: LevelSampler, num_iter: int, guidance: Guidance, noise
     """Operations of one picture of a level, without what is below it, and its number of steps.
 
     Of the steps that decide as many patches after as many, the first and the last are measured: what such a step costs grows
-    evenly with its place (an AR level's attention: one patch each), or not at all.
+    evenly with its place (an AR level's attention: one patch each), or not at all. With `refresh` all are measured.
     """
     generator = sampler.generator
     spec, rows = generator.spec, 2 if guidance.doubled else 1
@@ -159,6 +163,8 @@ def _level_flops(sampler: LevelSampler, num_iter: int, guidance: Guidance, noise
         return flops_of(lambda: sampler.predict(state, known, *spans[number]))
 
     total, alike = flops_of(start), defaultdict(list)
+    if sampler.setup.refresh > 1 and spec.index == 0:
+        return total + sum(map(step_flops, range(len(spans)))), len(spans)
     for number, (begin, end) in enumerate(spans):
         alike[before[number], end - begin].append(number)
     for numbers in alike.values():
@@ -199,14 +205,16 @@ def parameters_by_level(model: FractalGen) -> list[int]:
     return [levels[0] + count(model) - sum(levels), *levels[1:]]
 
 
-def cost_report(model: FractalGen, batch_size: int, num_iter_list: Sequence[int] | None = None, guided: bool = False) -> dict:
+def cost_report(
+    model: FractalGen, batch_size: int, num_iter_list: Sequence[int] | None = None, guided: bool = False, refresh: int = 1
+) -> dict:
     """What `--dry_run` prints of a model: everything above, in GFLOPs and GiB, and by level.
 
-    `num_iter_list` (default: the model's) and `guided` are for the cost of sampling. The line on attention is the
-    paper's argument in numbers: all pixels in one sequence against the short ones of each level.
+    `num_iter_list` (default: the model's), `guided` and `refresh` are for the cost of sampling. The line on attention is
+    the paper's argument in numbers: all pixels in one sequence against the short ones of each level.
     """
     steps, side = tuple(num_iter_list or model.sampling_defaults.num_inference_steps), model.img_size_list[0]
-    names, forward, sampling = level_names(model), forward_cost(model), sampling_cost(model, steps, guided)
+    names, forward, sampling = level_names(model), forward_cost(model), sampling_cost(model, steps, guided, refresh)
     with torch.device("meta"):
         flat = FractalGen((side, 1), (4, 4), (1, 1), (1, 1), ("mar", "ar"))
     by_level = lambda numbers: dict(zip(names, numbers, strict=True))  # noqa: E731
@@ -221,8 +229,9 @@ def cost_report(model: FractalGen, batch_size: int, num_iter_list: Sequence[int]
         "sampling": {
             "num_iter_list": steps,
             "guidance": guided,
+            "refresh": refresh,
             "gflops_per_picture": gflops(sampling.flops),
-            "network_calls": by_level(sampling.calls),
+            "network_calls": sampling.calls,
         },
         "training_gib_at_most_in_float32": {
             name: round(size / 2**30, 3) for name, size in training_bytes(model, batch_size).items()

@@ -259,12 +259,24 @@ def test_evaluate_refuses_a_folder_of_other_weights_or_settings(tmp_path):
         model.fake_latent[0, 0] += 1e-6
     with pytest.raises(UserError, match="was begun with weights_sha256 "):
         evaluate(model, tmp_path, classes=[2, 1])
-    with torch.no_grad():
-        model.fake_latent[0, 0] -= 1e-6
+
+
+def test_evaluate_refuses_a_folder_of_another_architecture_with_the_same_weights(tmp_path):
+    model, other = tiny_model("mar"), tiny_model("mar", num_heads_list=[4, 2, 2])
+    other.load_state_dict(model.state_dict())
+    evaluate(model, tmp_path)
+    with pytest.raises(UserError, match=r"was begun with num_heads_list \[2, 2, 2\], not \[4, 2, 2\]"):
+        evaluate(other, tmp_path)
+    assert evaluate(tiny_model("mar", attn_dropout=0.0, grad_checkpointing=True), tmp_path)["num_drawn"] == 0
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError("Unable to allocate 8 GiB"),  # NumPy, and C++ libraries
+    ],
 )
 def test_where_memory_runs_out_less_is_drawn_together(tmp_path, monkeypatch, error):
     model, said, chunks = opinionated(tiny_model("mar")), [], []

@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,11 +56,12 @@ def test_only_what_is_missing_or_cut_is_drawn(tmp_path):
     cut.write_bytes(cut.read_bytes()[:-1])
     (tmp_path / "00009.png").write_bytes(b"")
     (tmp_path / "00001.png.77.tmp").write_bytes(b"half")
+    (tmp_path / "mine.png.77.tmp").write_bytes(b"of someone else")
     drawn = []
     Gallery(tmp_path, 10, {}, {}, unit=4).fill(lambda indices: drawn.extend(indices) or draw(indices), 4)
     assert sorted(drawn) == [2, 6, 9]
     assert pictures(tmp_path) == ALL
-    assert not any(path.suffix == ".tmp" for path in tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == ["mine.png.77.tmp"]
 
 
 def test_processes_begin_apart_and_leave_to_others_what_they_have_claimed(tmp_path, monkeypatch):
@@ -136,6 +139,52 @@ def test_killed_processes_are_made_up_for_by_others(tmp_path):
     drawn = [int(job.communicate(timeout=60)[0]) for job in later]
     assert pictures(folder) == {f"{index:05d}.png": index for index in range(200)}
     assert 0 < sum(drawn) <= 192  # what the killed ones had finished was not drawn again
+
+
+def test_a_job_that_tidies_up_is_not_in_the_way_of_one_that_begins(tmp_path, monkeypatch):
+    acquire, swept = FileLock.acquire, []
+
+    def late(lock, *args, **how):
+        if lock.lock_file not in swept:
+            swept.append(lock.lock_file)
+            shutil.rmtree(tmp_path / CLAIMS)
+            raise FileNotFoundError(errno.ENOENT, "as where the folder goes between filelock's mkdir and open")
+        return acquire(lock, *args, **how)
+
+    monkeypatch.setattr(FileLock, "acquire", late)
+    assert Gallery(tmp_path, 10, {}, {}, unit=5).fill(draw, 5) == 10
+    assert [Path(path).stem for path in swept] == ["manifest", "0", "5"]
+    assert pictures(tmp_path) == ALL
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_file_system_without_locks_will_do_and_a_killed_job_leaves_nothing_in_the_way(tmp_path, monkeypatch, error):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(handle, operation):
+        raise OSError(error, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / CLAIMS).mkdir()
+    for name in ("manifest", "0", "4"):  # as filelock's substitute leaves them on another machine
+        (tmp_path / CLAIMS / f"{name}.lock").write_text("12345\nelsewhere\n")
+    monkeypatch.setattr("util.gallery.MANIFEST_PATIENCE", 0.1)
+    assert Gallery(tmp_path, 10, {}, {}, unit=4).fill(draw, 4) == 10
+    assert pictures(tmp_path) == ALL
+
+
+def test_a_full_disk_is_one_line_and_leaves_whole_pictures(tmp_path, monkeypatch):
+    gallery = Gallery(tmp_path, 10, {}, {}, unit=4)
+
+    def save(picture, path, kind):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(UserError, match=r"00000\.png: cannot be written \(No space left on device\); the others are whole"):
+        gallery.fill(draw, 4)
+    assert [path.name for path in tmp_path.iterdir() if path.name != CLAIMS] == [MANIFEST]
 
 
 def test_labels_are_balanced_in_the_order_given():

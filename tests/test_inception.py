@@ -40,6 +40,11 @@ def test_damaged_and_other_weights_are_one_line(inception_weights, tmp_path):
     assert_refused(path, "no dict 'Inception weights' of tensors")
     torch.save({"fc.weight": torch.zeros(3)}, path)
     assert_refused(path, "weights of another network than https")
+    content = torch.load(inception_weights, weights_only=True)
+    content["fc.weight"][3, 5] = torch.nan
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"weights\.pth: gives features that are not finite, it is damaged; get https://github"):
+        Inception(path, CPU)(random_levels(2, 64))
     assert_refused(tmp_path / "none", r"--inception_weights .*/none: no such file; it is https://github\.com/toshas")
 
 

@@ -13,7 +13,6 @@ from models.generator import Mask, Steps
 from models.likelihood import bits_by_level, bits_by_term, draw_steps, loss_sums, meaning, trace_rows
 from models.mar import cosine_plan
 from models.noise import Noise
-from models.patches import patchify
 from util.pixels import normalize, to_levels
 
 PIXELS = dict(img_size_list=[2, 1], embed_dim_list=[16, 16], num_blocks_list=[1, 1], num_heads_list=[2, 2])

@@ -3,8 +3,13 @@
 import hashlib
 import json
 import pickle
+import re
 import shlex
+import subprocess
+import sys
+import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +20,9 @@ import main_fractalgen
 from conftest import random_levels
 from models import fractalgen
 from util import checkpoint
+from util.dist import World
 
+ROOT = Path(__file__).parent.parent
 TINY = "--model fractalar_tiny_in8 --class_num 3 --device cpu --num_workers 0 --amp off --batch_size 4 --nll_bsz 5"
 TRAIN = f"{TINY} --epochs 2 --warmup_epochs 1 --lr 1e-3 --num_iter_list 4,16 --save_last_freq 1 --eval_freq 2"
 
@@ -212,6 +219,44 @@ def test_published_command_lines(name, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir()), "a dry run writes nothing"
 
 
+def test_commands_of_the_readme():
+    """Those of the section Evaluate parse, and their settings can be run."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Evaluate\n")[2].partition("\n## ")[0]
+    commands = re.findall(r"^(?:python|torchrun .*?) main_fractalgen\.py (.*)$", text.replace("\\\n", " "), re.MULTILINE)
+    for name, count in {"imagenet64_labeled": 2, "imagenet256_labeled": 1, "--sweep": 1, "--evaluate_nll": 1}.items():
+        assert sum(name in command for command in commands) == count
+    for command in commands:
+        parser = main_fractalgen.get_args_parser("", tuple(fractalgen.PRESETS), main_fractalgen.SCHEDULES)
+        args = parser.parse_args([*shlex.split(command), "--device", "cpu"])
+        main_fractalgen.resolve(args, World())
+        assert args.evaluate_nll or args.num_iter_list == fractalgen.PRESETS[args.model].steps
+
+
+def test_killed_in_generating_and_started_again(trained, tmp_path):
+    """Ends as a run that was not killed, to the bit; no half picture at any time."""
+    flags = f"{TINY} --evaluate_gen --num_images 60 --gen_bsz 3 --num_iter_list 4,16 --resume {trained}"
+    run(flags, output_dir=tmp_path / "whole")
+    folder, command = tmp_path / "killed" / "generated", [sys.executable, "main_fractalgen.py", *shlex.split(flags)]
+    for goal in (5, 20):
+        process = subprocess.Popen([*command, "--output_dir", str(folder.parent)], cwd=ROOT, stderr=subprocess.DEVNULL)
+        while len(list(folder.glob("*.png"))) < goal:
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        for path in folder.glob("*.png"):
+            Image.open(path).load()
+    found = {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    assert 20 <= len(found) < 60
+    times = {name: (folder / name).stat().st_mtime_ns for name in found}
+    run(flags, output_dir=folder.parent)
+    assert {name: (folder / name).stat().st_mtime_ns for name in found} == times, "not drawn again"
+    contents = [{p.name: p.read_bytes() for p in at.glob("*.png")} for at in (folder, tmp_path / "whole" / "generated")]
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 60
+    assert not list(folder.glob("*.tmp"))
+
+
 def test_learning_rate_scales_with_the_total_batch(capsys):
     run("--batch_size 32 --accum_iter 4 --dry_run --blr 1e-4")
     assert json.loads(capsys.readouterr().out)["settings"]["lr"] == pytest.approx(1e-4 * 128 / 256)
@@ -237,6 +282,7 @@ BAD = {
     "dropout": ("--attn_dropout 2", "--attn_dropout 2.0 must be from 0 to 1"),
     "rate": ("--lr nan", "--lr nan must be at least 0"),
     "chunk": ("--chunk 0", "--chunk 0 must be at least 1"),
+    "refresh of an AR level": ("--model fractalar_in64 --refresh 2", "--refresh 2 is for models whose level 0 is MAR; with --model fractalar_in64"),
     "workers": ("--num_workers -1", "--num_workers -1 must be at least 0"),
     "rendezvous": ("--world_size 2 --local_rank 0 --device cpu", "--dist_url env://"),
     "device": ("--device tpu9", "--device tpu9: torch finds no such device here"),
@@ -404,4 +450,5 @@ def test_online_evaluation_scores_its_pictures_at_their_step(data, tmp_path, col
     events = EventAccumulator(str(tmp_path / "scores"))
     events.Reload()
     assert [event.step for event in events.Scalars("score/fid")] == [3, 6]
+    assert [r["note"].count("secs_per_image") for r in records(tmp_path) if r.get("note", "").startswith("pictures:")] == [1, 1]
     assert json.loads((tmp_path / "generated-0000006" / "metrics.json").read_text())["reference"]["pictures"] == 6

@@ -82,6 +82,15 @@ def test_few_pictures_are_scored_as_far_as_they_go_and_it_is_said():
     assert metrics.adapted(measured(normal(1100)), reference(normal(1200))) == (metrics.SETTINGS, [])
 
 
+def test_an_inception_score_is_never_of_single_pictures():
+    few = measured(normal(19))
+    scores, settings, notes = metrics.compute(few, None)
+    assert settings["isc_splits"] == 1
+    assert scores["inception_score"] > 1.1
+    assert notes[0].startswith("IS: of all 19 pictures")
+    assert metrics.adapted(measured(normal(20)), None)[0]["isc_splits"] == 10
+
+
 def test_a_reference_without_pictures_gives_fid_and_is_and_says_why_no_more():
     scores, settings, notes = metrics.compute(measured(normal(50)), reference(normal(60), with_pictures=False))
     assert [name for name, value in scores.items() if value is None] == ["kid", "kid_std", "precision", "recall"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import engine_fractalgen as engine
 import main_fractalgen
 import sweep_fractalgen as sweep
 from conftest import random_levels, save_picture
@@ -80,6 +81,24 @@ def test_a_sweep_draws_each_run_from_the_same_noise_and_scores_it(tmp_path, colo
     swept = pictures(tmp_path / "sweep" / "cfg=1,temperature=1.5" / "generated")
     assert np.array_equal(swept, pictures(tmp_path / "alone" / "generated")), "as a run with these settings draws them"
     assert (swept != pictures(first)).any()
+
+
+def test_a_sweep_that_was_stopped_draws_only_what_is_missing(tmp_path, colour_network, monkeypatch):
+    run("cfg=1,4", tmp_path)
+    before = {name: pictures(tmp_path / "sweep" / name / "generated") for name in ("cfg=1", "cfg=4")}
+    rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["rows"]
+    (tmp_path / "sweep" / "sweep.json").unlink()
+    (tmp_path / "sweep" / "cfg=4" / "generated" / "00002.png").unlink()
+    drawn, plain = [], engine.draw
+    monkeypatch.setattr(engine, "draw", lambda *given: drawn.extend(given[2]) or plain(*given))
+    run("cfg=1,4", tmp_path)
+    assert drawn == [2]
+    for name, levels in before.items():
+        assert np.array_equal(pictures(tmp_path / "sweep" / name / "generated"), levels)
+    again = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["rows"]
+    assert [row["inception_score"] for row in again] == [row["inception_score"] for row in rows]
+    with pytest.raises(SystemExit, match="2"):
+        run("cfg=1,4 --seed 1", tmp_path)
 
 
 def test_without_a_reference_it_says_what_the_choice_is_worth(tmp_path, colour_network, capsys):

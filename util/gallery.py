@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 from PIL import Image
 
 from util.errors import UserError
@@ -16,6 +16,7 @@ from util.files import whole, write_json
 MANIFEST, CLAIMS = "manifest.json", ".claims"
 END_OF_PNG = b"IEND\xaeB`\x82"
 PATIENCE = 1.0  # seconds between two looks at what others are drawing
+MANIFEST_PATIENCE = 60.0  # seconds for others to write the manifest
 
 
 class Gallery:
@@ -30,8 +31,7 @@ class Gallery:
         self.folder, self.number = folder, number
         folder.mkdir(parents=True, exist_ok=True)
         settings = json.loads(json.dumps({"num_images": number, **settings}))  # as they are read back
-        (folder / CLAIMS).mkdir(exist_ok=True)
-        with FileLock(folder / CLAIMS / "manifest.lock"):
+        with self._claim("manifest", patience=MANIFEST_PATIENCE):
             manifest = self._manifest()
             if manifest is None:
                 manifest = {"settings": settings, "unit": unit, **notes}
@@ -92,7 +92,7 @@ class Gallery:
         while waiting := [unit for unit in waiting if self.missing(unit)]:
             before = drawn
             for unit in waiting:
-                with self._claim(unit) as mine:
+                with self._claim(str(unit.start), unit) as mine:
                     missing = self.missing(unit) if mine else []
                     for batch in (missing[i : i + batch_size] for i in range(0, len(missing), batch_size)):
                         for index, picture in zip(batch, draw(batch), strict=True):
@@ -114,29 +114,43 @@ class Gallery:
         shutil.rmtree(self.folder / CLAIMS, ignore_errors=True)
 
     @contextmanager
-    def _claim(self, unit: range) -> Iterator[bool]:
-        """Whether no other process is at work on these. The system gives a claim back where its process is killed."""
+    def _claim(self, name: str, unit: range = range(0), patience: float = 0) -> Iterator[bool]:
+        """Whether no other process is at work on these, after at most `patience` seconds. The system gives a claim back where
+        its process is killed; on a file system without locks all claims are granted: two may draw the same picture, no harm."""
+        lock, mine, locked = FileLock(self.folder / CLAIMS / f"{name}.lock"), True, False
         try:
-            (self.folder / CLAIMS).mkdir(exist_ok=True)
-            lock = FileLock(self.folder / CLAIMS / f"{unit.start}.lock")
-            lock.acquire(blocking=False)
+            locked = self._acquire(lock, patience)
         except Timeout:
-            yield False
-            return
-        except (NotImplementedError, OSError):  # a file system without locks: two may draw the same picture, no harm
-            yield True
-            return
+            mine = isinstance(lock, SoftFileLock)
+        except (NotImplementedError, OSError):
+            pass
         try:
-            for stale in self.folder.glob("*.png.*.tmp"):  # of a process that was killed: nobody else writes these
-                if int(stale.name.partition(".")[0]) in unit:
-                    stale.unlink(missing_ok=True)
-            yield True
+            if locked:
+                for stale in self.folder.glob("*.png.*.tmp"):  # of a process that was killed: nobody else writes these
+                    number = stale.name.partition(".")[0]
+                    if number.isdecimal() and int(number) in unit:
+                        stale.unlink(missing_ok=True)
+            yield mine
         finally:
             lock.release()
 
+    def _acquire(self, lock: FileLock, patience: float) -> bool:
+        """Whether the system holds the lock, and not a file that would outlive us, to which filelock resorts without locks."""
+        while True:
+            (self.folder / CLAIMS).mkdir(exist_ok=True)
+            try:
+                lock.acquire(timeout=patience)
+                return not isinstance(lock, SoftFileLock)
+            except FileNotFoundError:  # another job is done, and has tidied up since
+                continue
+
     def _save(self, index: int, picture: Image.Image) -> None:
-        with whole(self.path(index), durable=False) as temporary:
-            picture.save(temporary, "PNG")
+        try:
+            with whole(self.path(index), durable=False) as temporary:
+                picture.save(temporary, "PNG")
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{self.path(index)}: cannot be written ({reason}); the others are whole, start again") from error
 
 
 def balanced(classes: Sequence[int], number: int) -> list[int]:

@@ -61,7 +61,8 @@ def _url() -> str:
 
 
 class Inception:
-    """Levels uint8 (N, 3, H, W) -> pool features (N, 2048) and unbiased logits (N, 1008), both float32 on the host.
+    """Levels uint8 (N, 3, H, W) -> pool features (N, 2048) and unbiased logits (N, 1008), both float32 on the host. Raises
+    UserError where one is not finite.
 
     weights  the file, about what was loaded: `about`, as metrics.json has it
     """
@@ -92,7 +93,10 @@ class Inception:
     def __call__(self, levels: Tensor) -> tuple[Tensor, Tensor]:
         with _float32():
             pool, logits = self.network(levels.to(self.device, non_blocking=True))
-        return pool.cpu(), logits.cpu()  # sync
+        pool, logits = pool.cpu(), logits.cpu()  # sync
+        if not (pool.isfinite().all() and logits.isfinite().all()):
+            raise UserError(f"{self.about['weights']}: gives features that are not finite, it is damaged; get {_url()}")
+        return pool, logits
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def compute(generated: Measured, reference: Reference | None) -> tuple[dict[str,
 def adapted(generated: Measured, reference: Reference | None) -> tuple[dict, list[str]]:
     """SETTINGS as far as there are pictures for them, and what was changed or cannot be computed, and why."""
     settings, notes, count = dict(SETTINGS), [], len(generated.features)
-    if count < settings["isc_splits"]:
+    if count < 2 * settings["isc_splits"]:  # a split of one picture has an IS of 1, whatever it shows
         settings["isc_splits"] = 1
         notes.append(f"IS: of all {count} pictures, not the mean of 10 splits, for want of pictures")
     if reference is None or reference.features is None:

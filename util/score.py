@@ -11,7 +11,6 @@ sigma, one that --make_reference wrote, or pictures; without one there is only t
 import argparse
 import json
 import os
-import re
 from pathlib import Path
 
 import torch
@@ -60,13 +59,15 @@ class Scorer:
             }
         return dist.gather(result)[0]
 
-    def publish(self, pictures: Path, args: argparse.Namespace, folder: Path, path: Path | None = None) -> dict:
-        """Scores by name; also on the terminal, in `path` (default: metrics.json with the pictures), and for TensorBoard."""
+    def publish(
+        self, pictures: Path, args: argparse.Namespace, folder: Path, path: Path | None = None, step: int = 0
+    ) -> dict[str, float | None]:
+        """Scores by name; also on the terminal, in `path` (default: metrics.json with the pictures), and, as those of that
+        `step` of training, in `folder`/scores for TensorBoard."""
         result = self.score(pictures, args)
         if self.world.is_main:
-            step = re.fullmatch(r"generated-(\d+)", pictures.name)  # as training names them
             # In a folder of their own: TensorBoard follows only the newest file of a folder, and would lose the training's.
-            metrics.write(result, path or pictures / "metrics.json", folder / "scores", int(step[1]) if step else 0)
+            metrics.write(result, path or pictures / "metrics.json", folder / "scores", step)
             metrics.show(str(pictures), result)
         return result["scores"]
 
