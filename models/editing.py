@@ -9,6 +9,7 @@ Letters: B pictures, H picture side.
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,6 +74,44 @@ def uncrop(model, image, position: Sequence[int], class_labels=None, **options):
     canvas = levels.new_zeros(len(levels), 3, side, side)
     canvas[:, :, y : y + height, x : x + width] = levels
     return edit(model, canvas, mask, class_labels, **options)
+
+
+def edit_tiled(model, image, mask, class_labels=None, *, num_results: int = 1, seed: int = 0, **options) -> np.ndarray:
+    """`edit` of one picture (1, 3, H, W) of any size from the model's up, in windows of the model's size.
+
+    Windows that overlap by half are repainted one after the other, each given what is known and what those before it have
+    drawn; what lies in one window is drawn in one. A window sees nothing beyond itself: a model of small pictures repaints
+    texture, not things. Returns uint8 (num_results, H, W, 3); known pixels to the bit.
+    """
+    levels, side = to_level_batch(image), model.img_size_list[0]
+    height, width = levels.shape[2:]
+    hidden = to_mask_batch(mask, (height, width))[0].clone()
+    if len(levels) != 1 or min(height, width) < side:
+        raise UserError(f"image of {width} x {height} pixels is smaller than the model's {side} x {side}, or not just one")
+    levels = levels.repeat(num_results, 1, 1, 1)
+    for y in _starts(hidden.any(1), side):
+        for x in _starts(hidden.any(0), side):
+            here = (..., slice(y, y + side), slice(x, x + side))
+            if hidden[here].any():
+                options.update(
+                    seed=seed, output_type="np", indices=[(y * width + x) * num_results + i for i in range(num_results)]
+                )
+                drawn = edit(model, levels[here], hidden[here], class_labels, **options)
+                levels[here] = torch.from_numpy(drawn).permute(0, 3, 1, 2).to(levels.device)
+                hidden[here] = False
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _starts(lines: Tensor, side: int) -> list[int]:
+    """Where windows of `side` begin that hold all True of `lines` (n,) bool: one if they fit, else half overlapping ones."""
+    where = lines.nonzero().flatten().tolist()
+    if not where:
+        return []
+    low, high, last = where[0], where[-1] + 1, len(lines) - side
+    if high - low <= side:
+        return [min(max((low + high - side) // 2, 0), last)]
+    starts = range(max(low - side // 4, 0), high - side // 2, max(side // 2, 1))
+    return sorted({min(start, last) for start in starts})
 
 
 def box_mask(side: int, box: Sequence[int]) -> Tensor:

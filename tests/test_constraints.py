@@ -1,0 +1,79 @@
+"""What is promised of drawn pixels holds for each."""
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import opinionated, random_levels, tiny_model
+from models.constraints import Grey, Palette, Within
+from models.given import Given
+from util.pixels import normalize
+
+QUIET = dict(progress_bar=False, output_type="np", seed=3)
+COLOURS = [[0, 0, 0], [255, 255, 255], [250, 10, 20], [250, 200, 30]]
+
+
+def edited(kind, constraint, **settings):
+    """The picture, the edit of its left half, and that half."""
+    model, levels, mask = opinionated(tiny_model(kind)), random_levels(2, 8), np.zeros((8, 8), bool)
+    mask[:, :5] = True
+    out = model.edit(levels, mask, [1, 2], guidance_scale=2.0, constraint=constraint, **settings, **QUIET)
+    image = levels.permute(0, 2, 3, 1).numpy()
+    assert (out == image)[:, ~mask].all()
+    return image[:, mask].astype(int), out[:, mask].astype(int)
+
+
+def test_grey(kind):
+    _, drawn = edited(kind, Grey())
+    assert (drawn == drawn[..., :1]).all()
+    assert len(np.unique(drawn)) > 20
+
+
+@pytest.mark.parametrize("distance", [0, 7])
+def test_within(kind, distance):
+    image, drawn = edited(kind, Within(distance))
+    assert np.abs(image - drawn).max() == distance
+
+
+def test_palette(kind):
+    _, drawn = edited(kind, Palette(COLOURS))
+    drawn = set(map(tuple, drawn.reshape(-1, 3).tolist()))
+    assert drawn <= set(map(tuple, COLOURS))
+    assert len(drawn) > 2
+
+
+def test_what_is_allowed_keeps_its_proportions():
+    """A constraint conditions the distribution: of two colours, what the model finds likelier comes as much oftener."""
+    model, levels = opinionated(tiny_model()), random_levels(1, 8)
+    met = []
+
+    def pick(probs, uniforms):
+        met.append(probs)
+        return probs.argmax(-1)
+
+    conds, hidden = [model.fake_latent] * model.num_conds, torch.zeros(1, 8, 8, dtype=torch.bool)
+    hidden[0, 0, 0] = True
+    for constraint in (None, lambda channel, drawn, reference: torch.arange(256).expand(len(reference), -1) % 2 == 0):
+        model.sample(conds, (1, 1), pick=pick, given=Given(normalize(levels), hidden, constraint))
+    free, even = met[0][0], met[3][0]
+    torch.testing.assert_close(even[::2], free[::2] / free[::2].sum())
+    assert (even[1::2] == 0).all()
+
+
+def test_a_constraint_that_allows_nothing_is_named():
+    with pytest.raises(ValueError, match="allows no value of channel G"):
+        edited("mar", lambda channel, drawn, reference: torch.full((len(reference), 256), channel != 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Within(-1), "distance -1 is out of range; it must be from 0 to 255 levels"),
+        (lambda: Palette([[0, 0, 256]]), "must be one or more colours of R, G, B from 0 to 255"),
+        (lambda: Palette([0, 0, 25]), "must be one or more colours"),
+        (lambda: Palette([]), "must be one or more colours"),
+    ],
+)
+def test_settings_out_of_range_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
