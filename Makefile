@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(RUN) demo/digits.py $(if $(RETRAIN),--retrain)
 
 test: lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/.installed
 	$(RUN) tests/bench.py $(BENCH)

@@ -168,7 +168,8 @@ def _level_flops(sampler: LevelSampler, num_iter: int, guidance: Guidance, noise
     for number, (begin, end) in enumerate(spans):
         alike[before[number], end - begin].append(number)
     for numbers in alike.values():
-        total += sum(step_flops(number) for number in (numbers[0], numbers[-1])) * len(numbers) // 2
+        ends = {numbers[0], numbers[-1]}
+        total += sum(map(step_flops, ends)) * len(numbers) // len(ends)
     return total, len(spans)
 
 

@@ -17,10 +17,8 @@ from models.fractalgen import FractalGen
 PUBLISHED = [name for name in fractalgen.PRESETS if "tiny" not in name]
 
 
-def published(name: str, blocks: int | None = None, size: int | None = None) -> FractalGen:
-    """A published architecture; `blocks` cuts every level's depth and `size` the picture, the rest stays."""
-    if blocks is None:
-        return fractalgen.build(name, class_num=1000)
+def published(name: str, blocks: int = 2, size: int | None = None) -> FractalGen:
+    """A published architecture with `blocks` at each level, which are all alike; `size` cuts the picture, the rest stays."""
     preset = fractalgen.PRESETS[name]
     sizes = [size or preset.sizes[0], *preset.sizes[1:]]
     return FractalGen(sizes, preset.widths, [blocks] * len(sizes), preset.heads, preset.generators,

@@ -4,28 +4,33 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Started
 
 import main_fractalgen
 from conftest import random_levels
 from util.dist import World, from_environment
 from util.errors import UserError
 
-ROOT = Path(__file__).parent.parent
 MODEL = "--model fractalar_tiny_in8 --class_num 2 --device cpu --num_workers 0 --amp off --proj_dropout 0 --label_drop_prob 0"
 
 
-def launch(processes: int, flags: str) -> str:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    start = torchrun if processes > 1 else [sys.executable]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*start, str(ROOT / "main_fractalgen.py"), *flags.split()], env=env, capture_output=True, text=True)
+def torchrun(flags: str) -> None:
+    """From nothing, as a person starts it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", main_fractalgen.__file__]
+    result = subprocess.run(
+        [*command, *flags.split()], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
+
+
+def launch(processes: int, flags: str) -> None:
+    started = Started(flags.split(), processes)
+    said, _ = started.communicate()
+    assert started.returncode == 0, said[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,7 @@ def runs(tmp_path_factory):
         (folder / "data" / split / "0" / "bad.png").write_bytes(b"no picture")
     common = f"{MODEL} --data_path {folder}/data --epochs 3 --warmup_epochs 0 --lr 3e-3 --eval_freq 3 --num_iter_list 4,16"
     launch(1, f"{common} --batch_size 8 --output_dir {folder}/one")
-    launch(2, f"{common} --batch_size 4 --output_dir {folder}/two")
+    torchrun(f"{common} --batch_size 4 --output_dir {folder}/two")
     generate = f"{MODEL} --resume {folder}/one --evaluate_gen --num_images 6 --num_iter_list 4,16 --cfg 2"
     launch(1, f"{generate} --gen_bsz 6 --output_dir {folder}/one")
     launch(2, f"{generate} --gen_bsz 2 --output_dir {folder}/two")

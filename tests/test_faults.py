@@ -10,50 +10,41 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from processes import Started
 
-from conftest import random_levels
+from conftest import random_levels, save_picture
 from util import checkpoint
 
-ROOT = Path(__file__).parent.parent
 STEPS = 30  # 3 epochs of 10
 FLAGS = (
     "--model fractalmar_tiny_in8 --class_num 2 --device cpu --amp off --ema --accum_iter 2 --epochs 3 --warmup_epochs 1 "
-    "--lr 1e-3 --grad_checkpointing --num_iter_list 2,2 --eval_freq 9 --save_last_freq 9 --save_every_steps 1"
+    "--lr 1e-3 --grad_checkpointing --num_iter_list 2,2 --eval_freq 9 --save_last_freq 9 --save_every_steps 1 --num_workers 0"
 )
+
+
+def write_data(folder, train: int):
+    for split, n in (("train", train), ("val", 4)):
+        for i, levels in enumerate(random_levels(n, 8)):
+            save_picture(folder / split / str(i % 2) / f"{i:02d}.png", levels)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    for split, n in (("train", 82), ("val", 4)):  # 80 in batches, 2 over
-        for i, levels in enumerate(random_levels(n, 8)):
-            path = folder / split / str(i % 2) / f"{i:02d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(levels.permute(1, 2, 0).numpy()).save(path)
-    return folder
+    return write_data(tmp_path_factory.mktemp("data"), 82)  # 80 in batches, 2 over
 
 
-def start(data, out, *more: str, processes: int = 1, torchrun: str = "") -> subprocess.Popen:
+def start(data, out, *more: str, processes: int = 1, **how) -> Started:
     """Training into `out`, going on with what is there."""
-    command = [sys.executable]
-    if processes > 1 or torchrun:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *torchrun.split()]
-    command += [str(ROOT / "main_fractalgen.py"), *FLAGS.split(), f"--batch_size={4 // processes}", "--num_workers=0"]
-    command += ["--data_path", str(data), "--output_dir", str(out), "--resume", str(out), *more]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    paths = ["--data_path", str(data), "--output_dir", str(out), "--resume", str(out)]
+    return Started([*FLAGS.split(), f"--batch_size={4 // processes}", *paths, *more], processes, **how)
 
 
-def finish(process: subprocess.Popen, status: int = 0) -> str:
+def finish(process: Started, status: int = 0) -> str:
     said, _ = process.communicate(timeout=300)
     assert process.returncode == status, said[-3000:]
     return said
@@ -63,16 +54,16 @@ def steps_saved(out) -> int:
     return max((int(path.stem.split("-")[1]) for path in out.glob("checkpoint-0*.pth")), default=0)
 
 
-def wait_for_step(out, step: int, process: subprocess.Popen) -> None:
+def wait_for_step(out, step: int, process: Started) -> None:
     while steps_saved(out) < step:
         assert process.poll() is None, finish(process)
         time.sleep(0.005)
 
 
-def assert_same_end(out, reference) -> None:
+def assert_same_end(out, reference, steps: int = STEPS) -> None:
     """Weights, average, optimiser and every generator, bit for bit."""
     a, b = (checkpoint.load(folder / checkpoint.NAME) for folder in (out, reference))
-    assert a["step"] == b["step"] == STEPS
+    assert a["step"] == b["step"] == steps
     for content in (a, b):
         del content["args"]
 
@@ -104,7 +95,7 @@ def kill_at_random_moments(data, out, kills: int, seed: int) -> int:
         goal = STEPS * (number + 1) // (kills + 2)
         wait_for_step(out, max(goal, steps_saved(out) + 1), process)
         time.sleep(rng.random() * 0.2)
-        os.killpg(process.pid, signal.SIGKILL)
+        os.kill(process.pids[0], signal.SIGKILL)
         process.communicate()
         in_a_write += any(out.glob("*.tmp"))
         if (out / checkpoint.NAME).exists():
@@ -136,13 +127,8 @@ def test_a_signal_saves_and_ends_well_and_the_run_goes_on(data, whole, tmp_path,
         assert process.poll() is None, finish(process)
         time.sleep(0.01)
     began = time.monotonic()
-    if processes == 1:
-        process.send_signal(getattr(signal, name))
-        said = finish(process)
-    else:  # one process is told, all stop; torchrun itself is not
-        worker = re.search(r"\d+", subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout)
-        os.kill(int(worker[0]), getattr(signal, name))
-        said = finish(process)
+    os.kill(process.pids[-1], getattr(signal, name))  # one process is told, all stop
+    said = finish(process)
     assert time.monotonic() - began < 30
     assert re.search(rf"{name} at step \d+: stopped; --resume {tmp_path} goes on", said)
     assert 0 < steps_saved(tmp_path) < STEPS
@@ -154,7 +140,7 @@ def kill_one_rank(data, out, step: int, rank: int) -> str:
     """A rank is killed after `step`; torchrun's one restart must do."""
     process = start(data, out, processes=2, torchrun="--max_restarts=1")
     wait_for_step(out, step, process)
-    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    workers = subprocess.run(["pgrep", "-P", str(process.pids[0])], capture_output=True, text=True).stdout.split()
     os.kill(int(workers[rank]), signal.SIGKILL)
     return finish(process)
 
@@ -176,7 +162,7 @@ def stop_in_the_middle(data, out) -> int:
     """Returns the number of steps that the run had done."""
     process = start(data, out)
     wait_for_step(out, 13, process)
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pids[0], signal.SIGTERM)
     finish(process)
     return steps_saved(out)
 
@@ -193,22 +179,12 @@ def test_another_number_of_processes_goes_on_with_the_same_order(data, whole, tm
 def test_a_full_disk_keeps_the_old_checkpoint_and_does_as_told(data, whole, tmp_path, choice):
     at = stop_in_the_middle(data, tmp_path)
     size = (tmp_path / checkpoint.NAME).stat().st_size
-    flags = [*FLAGS.split(), "--batch_size=4", "--num_workers=0", "--on_save_error", choice]
-    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2},) * 2)"
-    script = f"{limit}; import main_fractalgen; main_fractalgen.main()"
-    paths = ["--data_path", str(data), "--output_dir", str(tmp_path), "--resume", str(tmp_path)]
-    result = subprocess.run(
-        [sys.executable, "-c", script, *flags, *paths],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 2  # also where training went on: the last one was not written
+    # status 2 also where training went on: the last one was not written
+    said = finish(start(data, tmp_path, "--on_save_error", choice, max_file_size=size // 2), status=2)
     step = STEPS if choice == "continue" else at + 1
     error = f"the checkpoint of step {step} could not be written (File too large); what was there before is whole"
-    assert result.stderr.splitlines()[-1].endswith(error)
-    assert result.stdout.count("training goes on (--on_save_error continue)") == (STEPS - at if choice == "continue" else 0)
+    assert said.splitlines()[-1].endswith(error)
+    assert said.count("training goes on (--on_save_error continue)") == (STEPS - at if choice == "continue" else 0)
     assert steps_saved(tmp_path) == checkpoint.load(tmp_path / checkpoint.NAME)["step"] == at
     if choice == "continue":
         finish(start(data, tmp_path))

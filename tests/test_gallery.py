@@ -3,8 +3,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,11 +10,10 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
+from processes import forkserver
 
 from util.errors import UserError
 from util.gallery import CLAIMS, MANIFEST, Gallery, balanced
-
-ROOT = Path(__file__).parent.parent
 
 
 def picture(index: int) -> Image.Image:
@@ -110,33 +107,42 @@ def test_foreign_pictures_and_damaged_manifests_are_refused(tmp_path):
             Gallery(tmp_path, 10, {}, {}, unit=4)
 
 
-FILL = (
-    "import os, sys, time; from pathlib import Path; import numpy as np; from PIL import Image; from util.gallery import Gallery\n"
-    "calls = []\n"
-    "def draw(indices):\n"
-    "    calls.append(0); time.sleep(0.02)\n"
-    "    if len(calls) == 2: Path(sys.argv[1] + '.' + str(os.getpid())).touch()\n"
-    "    return [Image.fromarray(np.full((4, 4, 3), i, np.uint8)) for i in indices]\n"
-    "print(Gallery(Path(sys.argv[1]), 200, {}, {}, unit=4).fill(draw, 4, float(sys.argv[2])))"
-)
+def fill(folder: Path, begin_at: float) -> None:
+    """A process's work, slowly: says when it is at work, and in the end how many it drew, in files beside the folder."""
+    calls, note = [], folder.with_suffix(f".{os.getpid()}")
+
+    def slowly(indices):
+        calls.append(0)
+        time.sleep(0.02)
+        if len(calls) == 2:
+            note.touch()
+        return draw(indices)
+
+    note.write_text(str(Gallery(folder, 200, {}, {}, unit=4).fill(slowly, 4, begin_at)))
 
 
 def test_killed_processes_are_made_up_for_by_others(tmp_path):
     """Two jobs on one folder, killed at work, and two that come later."""
     folder = tmp_path / "pictures"
-    start = lambda at: subprocess.Popen(  # noqa: E731
-        [sys.executable, "-c", FILL, str(folder), str(at)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+
+    def start(at: float):
+        job = forkserver.Process(target=fill, args=(folder, at), daemon=True)
+        job.start()
+        return job
+
     jobs = [start(at) for at in (0.0, 0.5)]
     for job in jobs:
         while not (tmp_path / f"pictures.{job.pid}").exists():
-            assert job.poll() is None
+            assert job.exitcode is None
             time.sleep(0.001)
         os.kill(job.pid, signal.SIGKILL)
-        job.wait()
+        job.join()
     assert sum(1 for _ in folder.glob("*.png")) >= 8
     later = [start(at) for at in (0.0, 0.9)]
-    drawn = [int(job.communicate(timeout=60)[0]) for job in later]
+    for job in later:
+        job.join(60)
+        assert job.exitcode == 0
+    drawn = [int((tmp_path / f"pictures.{job.pid}").read_text()) for job in later]
     assert pictures(folder) == {f"{index:05d}.png": index for index in range(200)}
     assert 0 < sum(drawn) <= 192  # what the killed ones had finished was not drawn again
 

@@ -134,7 +134,7 @@ def test_a_picture_takes_few_operations_and_no_waiting(name, published, monkeypa
     Inference mode shows composite operations whole, copies inside them unseen; without it they come apart.
     """
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
-    preset, share = fractalgen.PRESETS[name], 1 / 16
+    preset, share = fractalgen.PRESETS[name], 1 / 32
     widths = [8 * heads for heads in preset.heads]
     model = FractalGen(preset.sizes, widths, preset.blocks, preset.heads, preset.generators,
                        num_conds=preset.num_conds, guiding_pixel=preset.guiding_pixel).eval()  # fmt: skip

@@ -6,15 +6,16 @@ import signal
 
 import pytest
 import torch
-from test_faults import FLAGS, assert_same_end, data, steps_saved  # noqa: F401  data is a fixture
+from test_faults import FLAGS, assert_same_end, steps_saved, write_data
 
 import main_fractalgen
 from trainer_fractalgen import Training
 
+STEPS = 12  # 3 epochs of 4
 RUN = FLAGS.replace("--save_every_steps 1", "--batch_size 4 --seed 3")
 
 
-def run(data, out, flags: str, stop_after: int | None = None, monkeypatch=None) -> None:  # noqa: F811
+def run(data, out, flags: str, stop_after: int | None = None, monkeypatch=None) -> None:
     """Trains into `out`; told to stop within step `stop_after`."""
     if stop_after:
         step = Training.after_step
@@ -31,40 +32,42 @@ def run(data, out, flags: str, stop_after: int | None = None, monkeypatch=None) 
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):  # noqa: F811
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"), 34)  # 32 in batches, 2 over
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
     outs = {}
     for amp in ("off", "bf16"):
         outs[amp] = tmp_path_factory.mktemp("whole")
-        run(data, outs[amp], f"{RUN} --amp {amp} --num_workers 0")
+        run(data, outs[amp], f"{RUN} --amp {amp}")
     return outs
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
-@pytest.mark.parametrize("stop_after", [1, 10, 17])
-def test_stopped_after_any_step_a_run_ends_bit_for_bit_the_same(data, whole, tmp_path, monkeypatch, amp, stop_after):  # noqa: F811
-    run(data, tmp_path, f"{RUN} --amp {amp} --num_workers 0", stop_after, monkeypatch)
+@pytest.mark.parametrize("stop_after", [1, 4, 7])
+def test_stopped_after_any_step_a_run_ends_bit_for_bit_the_same(data, whole, tmp_path, monkeypatch, amp, stop_after):
+    run(data, tmp_path, f"{RUN} --amp {amp}", stop_after, monkeypatch)
     assert steps_saved(tmp_path) == stop_after
     run(data, tmp_path, f"{RUN} --amp {amp} --num_workers 2")  # the workers change nothing
-    assert_same_end(tmp_path, whole[amp])
+    assert_same_end(tmp_path, whole[amp], STEPS)
 
 
-def test_another_number_of_threads_is_said(data, tmp_path, monkeypatch, capsys):  # noqa: F811
-    flags = f"{RUN} --amp off --num_workers 0"
-    run(data, tmp_path, flags, 29, monkeypatch)
+def test_another_number_of_threads_is_said(data, tmp_path, monkeypatch, capsys):
+    flags = f"{RUN} --amp off --epochs 1"
+    run(data, tmp_path, flags, 3, monkeypatch)
     threads = torch.get_num_threads()
-    torch.set_num_threads(threads + 1)
-    try:
-        run(data, tmp_path, flags)
-    finally:
-        torch.set_num_threads(threads)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    run(data, tmp_path, flags)
     assert (
         f"was written with threads {threads}, now {threads + 1}: not bit for bit the run that was not stopped"
         in capsys.readouterr().out
     )
 
 
-def test_an_evaluation_that_was_cut_short_is_made_up_for_and_one_that_was_not_is_not_repeated(data, tmp_path, monkeypatch):  # noqa: F811
-    flags = f"{RUN} --amp off --num_workers 0"
+def test_an_evaluation_that_was_cut_short_is_made_up_for_and_one_that_was_not_is_not_repeated(data, tmp_path, monkeypatch):
+    flags = f"{RUN} --amp off --epochs 1"
     evaluated, evaluate = [], main_fractalgen.Job.nll
 
     def told(self, *args):
@@ -80,20 +83,20 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for_and_one_that_was_not_is
     assert "val/bits_per_dim" in (tmp_path / "log.txt").read_text()
 
 
-def test_a_run_that_was_trained_on_is_evaluated_again_though_its_log_has_that_step(data, tmp_path, capsys):  # noqa: F811
-    flags = f"{RUN} --amp off --num_workers 0"
-    run(data, tmp_path, flags)  # 3 epochs of 10 steps
-    run(data, tmp_path, f"{flags} --batch_size 8 --epochs 6 --weight_decay 0.25")  # 6 of 5
+def test_a_run_that_was_trained_on_is_evaluated_again_though_its_log_has_that_step(data, tmp_path, capsys):
+    flags = f"{RUN} --amp off --epochs 1"
+    run(data, tmp_path, flags)  # an epoch of 4 steps
+    run(data, tmp_path, f"{flags} --batch_size 8 --epochs 2 --weight_decay 0.25")  # 2 of 2
     records = (tmp_path / "log.txt").read_text().splitlines()
-    assert [line.startswith('{"step": 30, "val/') for line in records].count(True) == 2
+    assert [line.startswith('{"step": 4, "val/') for line in records].count(True) == 2
     assert "was written with batch_size 4, now 8: not bit for bit" in capsys.readouterr().out
     content = torch.load(tmp_path / "checkpoint-last.pth", weights_only=False)
     assert [group["weight_decay"] for group in content["optimizer"]["param_groups"]] == [0.0, 0.25]
-    assert (content["epoch"], content["step"]) == (5, 45)
+    assert (content["epoch"], content["step"]) == (1, 6)
 
 
-def test_a_checkpoint_with_odd_training_state_is_one_line(data, tmp_path, capsys):  # noqa: F811
-    flags = f"{RUN} --amp off --num_workers 0 --epochs 1"
+def test_a_checkpoint_with_odd_training_state_is_one_line(data, tmp_path, capsys):
+    flags = f"{RUN} --amp off --epochs 1"
     run(data, tmp_path / "a", flags)
     content = torch.load(tmp_path / "a" / "checkpoint-last.pth", weights_only=False)
     for number, odd in enumerate(({"optimizer": 3}, {"place": "x"}, {"random": [{"python": 1}]})):

@@ -4,12 +4,11 @@ import os
 import re
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from util.errors import UserError
 from util.source import Files
 
-EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
+# torchvision's, written out (importing it takes longer than torch does), and one
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 HELD_OUT = 20  # of a folder without train/ and val/, every 20th picture is for validation
 LAYOUT = "--data_path must hold train/ and val/, each with a folder of pictures for every class; README has the other kinds"
 # Tiny-ImageNet, Kaggle, TensorFlow's synset list, Caffe

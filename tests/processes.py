@@ -1,0 +1,77 @@
+"""The command line in processes of its own, forked from one that has imported everything: a start takes no ten seconds."""
+
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.distributed import run
+
+import main_fractalgen
+
+forkserver = multiprocessing.get_context("forkserver")
+# What a training imports when it begins is in it too. Nothing is computed before the fork, so no thread is lost by it.
+forkserver.set_forkserver_preload(["main_fractalgen", "torch._dynamo", "torch.utils.tensorboard", "timm.utils"])
+
+
+class Started:
+    """main_fractalgen.py with these flags, in `processes` processes that know of each other. The methods are Popen's.
+
+    With `torchrun`, its flags, torchrun is the one process started, and those it starts it forks in its turn.
+    """
+
+    def __init__(self, flags: list[str], processes: int = 1, torchrun: str | None = None, max_file_size: int | None = None):
+        self.folder = tempfile.TemporaryDirectory(prefix="started")
+        self.said, rendezvous = Path(self.folder.name) / "said", f"file://{self.folder.name}/store"
+        commands = [flags]
+        if torchrun is not None:
+            forked = f"--standalone --nproc_per_node={processes} --run_path --start_method=fork {torchrun}"
+            commands = [[*forked.split(), main_fractalgen.__file__, *flags]]
+        elif processes > 1:
+            place = ["--dist_url", rendezvous, f"--world_size={processes}"]
+            commands = [[*flags, *place, f"--local_rank={rank}"] for rank in range(processes)]
+        self.processes = [
+            forkserver.Process(
+                target=_run, args=(command, torchrun is not None, self.said, max_file_size), daemon=torchrun is None
+            )
+            for command in commands
+        ]
+        for process in self.processes:
+            process.start()
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self.processes]
+
+    def poll(self) -> int | None:
+        """The first status that is not 0, when all have ended."""
+        codes = [process.exitcode for process in self.processes]
+        return None if None in codes else next(filter(None, codes), 0)
+
+    def communicate(self, timeout: float = 300) -> tuple[str, None]:
+        """Waits for the end; what all have said, on standard output and error."""
+        give_up = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0, give_up - time.monotonic()))
+        self.returncode = self.poll()
+        for process in self.processes:
+            process.kill()
+        return self.said.read_text() if self.said.exists() else "", None
+
+
+def _run(command: list[str], torchrun: bool, said: Path, max_file_size: int | None) -> None:
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    if max_file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_size, max_file_size))
+    torch.set_num_threads(1)  # as torchrun has it: bits depend on it
+    if torchrun:
+        run.main(command)
+    else:
+        sys.argv = [main_fractalgen.__file__, *command]
+        main_fractalgen.main()
