@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -22,6 +23,14 @@ def make_sheet(pictures: Sequence[Image.Image], columns: int, zoom: int = 1, row
     for row, label in enumerate(row_labels):
         draw.text((4, row * (height + gap) + height // 2 - 6), label, fill="black")
     return sheet
+
+
+def heat_map(values: np.ndarray, low: float, high: float, colours: str) -> Image.Image:
+    """Numbers (H, W) -> an RGB picture of that size; `colours` names a colour map of matplotlib, from `low` to `high`."""
+    from matplotlib import colormaps
+
+    share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    return Image.fromarray(colormaps[colours](share, bytes=True)[..., :3])
 
 
 class NotebookCanvas:
