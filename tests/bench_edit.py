@@ -9,6 +9,7 @@ seam    mean step in levels between drawn and known neighbours, over that of the
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -131,8 +132,11 @@ def main():
     parser.add_argument("data", type=Path)
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--num_iter", type=int, nargs="+", help="steps of each level; default: the model's")
     args = parser.parse_args()
     model = FractalGen.from_pretrained(args.model)
+    if args.num_iter:
+        model.sampling_defaults = replace(model.sampling_defaults, num_inference_steps=tuple(args.num_iter))
     classes = sorted(path.name for path in (args.data / "train").iterdir())
     paths = sorted((args.data / "val").glob("*/*.png"))
     paths = [paths[i] for i in np.random.default_rng(0).permutation(len(paths))[: args.pictures]]
