@@ -15,7 +15,7 @@ from models.constraints import Constraint
 from models.patches import patchify
 from util.pixels import NUM_LEVELS, to_levels
 
-SPREAD = 40.0  # levels; see Given.guide_weights
+SPREAD = 12.0  # levels; see Given.guide_weights
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class Given:
         """Log-weights (N, 256) of the pictures' guiding pixels, given the known parts of the pictures.
 
         The guiding pixel g is the mean of all. Where a share f is hidden, the known mean lies f d away from it, d being the
-        distance of hidden and known mean: normal, with standard deviation SPREAD. What no hidden values can make up is out.
+        distance of hidden and known mean, which is mostly small and sometimes large: Cauchy, with the median SPREAD that
+        |d| has in 16-pixel patches of photographs, and 4-pixel ones of emoji. What no hidden values can make up is out.
         """
         pixels = self.hidden.shape[-1] ** 2
         share = (self.hidden.flatten(1).sum(1) / pixels).to(self.pictures.device)[:, None]  # (N, 1)
@@ -92,11 +93,11 @@ class Given:
         low = (levels * seen).flatten(1).sum(1, keepdim=True) / pixels  # (N, 1)
         values = torch.arange(NUM_LEVELS, device=low.device)
         away = (values * (1 - share) - low) / (1 - share).clamp(min=1 / pixels) / (share * SPREAD)
-        weights = torch.where(share < 1, -(away**2) / 2, 0)
+        weights = torch.where(share < 1, -torch.log1p(away**2), 0)
         possible = (values >= low.floor()) & (values <= (low + share * (NUM_LEVELS - 1)).ceil())
         if self.constraint is not None and self.constraint.holds_for_means:
             mean = to_levels(self.pictures.mean(-1).mean(-1))
-            possible = possible & self.constraint(channel, drawn, mean)
+            possible = possible & (self.constraint(channel, drawn, mean) | (share < 1))  # known pixels need not fulfil it
         return weights.masked_fill(~possible, -torch.inf)
 
 

@@ -29,6 +29,22 @@ def test_grey(kind):
     assert len(np.unique(drawn)) > 20
 
 
+def test_a_guiding_pixel_over_known_colours_can_be_drawn():
+    """Half of the patch is red: its mean is not grey, and all values of a channel must not be ruled out for it."""
+    levels, hidden = torch.tensor([255, 0, 0], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 2, 2), torch.zeros(1, 2, 2)
+    hidden[:, 0] = 1
+    for given in (
+        Given(normalize(levels), hidden.bool(), Grey()),
+        Given(normalize(levels), torch.ones(1, 2, 2).bool(), Grey()),
+    ):
+        drawn = torch.zeros(1, 0, dtype=torch.long)
+        for channel in range(3):
+            weights = given.guide_weights(channel, drawn)
+            drawn = torch.cat([drawn, weights.argmax(1, keepdim=True)], dim=1)
+            assert weights.isfinite().any()
+        assert (len(drawn.unique()) == 1) == given.hidden.all()
+
+
 @pytest.mark.parametrize("distance", [0, 7])
 def test_within(kind, distance):
     image, drawn = edited(kind, Within(distance))
