@@ -7,12 +7,9 @@ every class with guidance, and writes a labelled sheet and the loss curve. Train
 """
 
 import argparse
-import io
 import json
-import math
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,9 +18,11 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
-from util.visualize import make_sheet  # noqa: E402  needs the path above when the package is not installed
+from common import lossless_files, plot_curve, read_split, run_main, share_read_as_asked  # noqa: E402  need the paths above
+
+from util.visualize import make_sheet  # noqa: E402
 
 PER_CLASS = 8
 TRAIN = (
@@ -52,13 +51,6 @@ def write_digits(folder: Path) -> None:
     partial.rename(folder)
 
 
-def read_split(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All pictures of a split, uint8 (n, 8, 8, 3), and their labels (n,)."""
-    paths = sorted(folder.glob("*/*.png"))
-    pictures = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
-    return np.stack(pictures), np.array([int(path.parent.name) for path in paths])
-
-
 def baselines(data: Path) -> dict[str, float]:
     """Bits per dimension of the validation pictures (RGB, 3 * 8 * 8 dimensions) by ways that need no network."""
     (train, _), (val, _) = read_split(data / "train"), read_split(data / "val")
@@ -69,71 +61,7 @@ def baselines(data: Path) -> dict[str, float]:
         counts[rows, columns, picture[..., 0]] += 1
     bits = -np.log2(counts / counts.sum(-1, keepdims=True))
     histogram = np.mean([bits[rows, columns, picture[..., 0]].sum() for picture in val]) / val[0].size
-    side = math.ceil(math.sqrt(len(val)))
-    sheet = np.zeros((side * side, 8, 8, 3), np.uint8)
-    sheet[: len(val)] = val
-    sheet = sheet.reshape(side, side, 8, 8, 3).swapaxes(1, 2).reshape(side * 8, side * 8, 3)
-    return {
-        "uniform": 8.0,
-        "per-pixel histogram": float(histogram),
-        "PNG, a file a picture": np.mean([compressed(picture, "PNG") for picture in val]),
-        "WebP, a file a picture": np.mean([compressed(picture, "WEBP") for picture in val]),
-        "PNG, all in one sheet": compressed(sheet, "PNG"),
-        "WebP, all in one sheet": compressed(sheet, "WEBP"),
-    }
-
-
-def share_read_as_asked(data: Path, samples: list[Image.Image]) -> tuple[float, float]:
-    """A logistic regression of the training scans' pixels reads the samples, PER_CLASS for each digit in order.
-
-    Returns the share of samples read as the digit that was asked for, and of validation scans read right.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    (train, train_labels), (val, val_labels) = (read_split(data / split) for split in ("train", "val"))
-    grey = lambda pictures: np.stack(pictures)[..., 0].reshape(len(pictures), -1) / 255  # noqa: E731
-    reader = LogisticRegression(max_iter=1000).fit(grey(train), train_labels)
-    asked = np.repeat(np.arange(10), PER_CLASS)
-    drawn = [np.asarray(picture) for picture in samples]
-    return float((reader.predict(grey(drawn)) == asked).mean()), float(reader.score(grey(val), val_labels))
-
-
-def compressed(picture: np.ndarray, kind: str) -> float:
-    """Bits per dimension of a lossless file."""
-    buffer = io.BytesIO()
-    options = {"optimize": True} if kind == "PNG" else {"lossless": True, "quality": 100, "method": 6}
-    Image.fromarray(picture).save(buffer, kind, **options)
-    return 8 * buffer.tell() / picture.size
-
-
-def run_main(flags: str, capture: bool = False) -> str:
-    """main_fractalgen.py in a process of its own, its command line shown. Returns its standard output if captured."""
-    command = [sys.executable, str(ROOT / "main_fractalgen.py"), *shlex.split(flags)]
-    print("$ python main_fractalgen.py", flags, flush=True)
-    result = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.PIPE if capture else None, text=True)
-    if result.returncode:
-        raise SystemExit(result.returncode)
-    return result.stdout
-
-
-def plot_curve(log: Path, output: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    records = [json.loads(line) for line in log.read_text().splitlines()]
-    _, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for name, label, style in (
-        ("train/loss", "training loss, nats (R counts five times)", "-"),
-        ("val/bits_per_dim", "validation, bits/dim", "o-"),
-    ):
-        points = [(record["step"], record[name]) for record in records if name in record]
-        axis.plot(*zip(*points, strict=True), style, label=label)
-    axis.set(xlabel="step", yscale="log", title="FractalMAR on scikit-learn's digits")
-    axis.grid(alpha=0.3, which="both")
-    axis.legend()
-    pyplot.savefig(output, dpi=110)
+    return {"uniform": 8.0, "per-pixel histogram": float(histogram), **lossless_files(val)}
 
 
 def main() -> None:
@@ -170,7 +98,7 @@ def main() -> None:
     read, right = share_read_as_asked(data, pictures)
     print(f"a logistic regression on the training scans reads {read:.0%} of the samples as the digit asked for")
     print(f"(and {right:.0%} of the validation scans right)")
-    plot_curve(run / "log.txt", folder / "loss.png")
+    plot_curve(run / "log.txt", "FractalMAR on scikit-learn's digits", folder / "loss.png")
     print(f"\nsamples, a row for each digit: {folder / 'samples.png'}\nloss curve: {folder / 'loss.png'}")
     print(f"done in {time.perf_counter() - began:.0f} s")
 

@@ -278,6 +278,8 @@ PRESETS = {
     "fractalmar_tiny_in8": Preset((8, 4, 1), (96, 64, 32), (1, 2, 1), (4, 4, 2), _MAR3, 5, False, (4, 16), 4.0, 1.2),
     "fractalar_tiny_in8": Preset((8, 4, 1), (96, 64, 32), (1, 2, 1), (4, 4, 2), _AR3, 1, False, (4, 16), 4.0, 1.2),
     "fractalmar_tiny_in32": Preset((32, 4, 1), (256, 128, 64), (6, 3, 2), (8, 4, 4), _MAR3, 5, False, (32, 16), 3.0, 1.0),
+    "fractalmar_tiny_guided_in32": Preset(
+        (32, 4, 1), (256, 96, 32), (5, 2, 1), (8, 4, 2), _MAR3, 5, True, (32, 16), 3.0, 1.0),
     "fractalar_tiny_in32": Preset((32, 4, 1), (256, 128, 64), (6, 3, 2), (8, 4, 4), _AR3, 1, False, (64, 16), 3.0, 1.0),
     "fractalmar_tiny_in64": Preset(
         (64, 8, 2, 1), (256, 128, 64, 64), (6, 3, 2, 1), (8, 4, 4, 4), _MAR4, 5, True, (32, 16, 4), 3.0, 1.0),
