@@ -1,0 +1,88 @@
+"""Every command and snippet of the README is one that works: flags and names exist, files are where it says."""
+
+import ast
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+import main_fractalgen
+from models import fractalgen
+from util.dist import World
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [body for name, body in found if name == language]
+
+
+def commands() -> list[str]:
+    """One line each, without comments, launchers before main_fractalgen.py, and trailing words that stand for more."""
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [line.split(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+OURS = sorted({line for line in commands() if re.search(r"main_fractalgen\.py|python demo/|-m (models|util)\.", line)})
+OTHERS = r"^(make (demo|test)|curl|ADM=|trap|HOST=|wait|pip install|pytest)"
+
+
+def test_there_is_no_other_kind_of_command():
+    assert len(OURS) > 20
+    assert [line for line in commands() if line not in OURS and not re.match(OTHERS, line)] == []
+
+
+@pytest.mark.parametrize("command", [line for line in OURS if "main_fractalgen.py" in line])
+def test_flags_of_the_main_command_resolve(command):
+    flags = shlex.split(command.split("main_fractalgen.py")[1].removesuffix("&").removesuffix("..."))
+    parser = main_fractalgen.get_args_parser("", tuple(fractalgen.PRESETS), main_fractalgen.SCHEDULES)
+    main_fractalgen.resolve(parser.parse_args([*flags, "--device", "cpu"]), World())
+
+
+@pytest.mark.parametrize("command", [line for line in OURS if "main_fractalgen.py" not in line])
+def test_other_commands_know_their_flags(command, monkeypatch, capsys):
+    """By each command's own --help, which names all flags and choices."""
+    words = shlex.split(command)
+    monkeypatch.syspath_prepend(str(ROOT / "demo"))
+    at = next(i for i, word in enumerate(words) if word.startswith(("models.", "util.", "demo/")))
+    module = importlib.import_module(words[at].removesuffix(".py").replace("/", "."))
+    sub = [words[at + 1]] if words[at] == "util.dataset_tool" else []
+    monkeypatch.setattr(sys, "argv", [words[at], *sub, "--help"])
+    with pytest.raises(SystemExit):
+        module.main(*([sys.argv[1:]] if module.main.__code__.co_argcount else []))
+    said = capsys.readouterr().out
+    assert [word for word in words[at + 1 :] if word.startswith("-") and not re.search(rf"{word}\b", said)] == []
+
+
+def test_snippets_are_python_and_name_what_exists():
+    for block in blocks("python"):
+        ast.parse(block)
+        for module, names in re.findall(r"^from (\S+) import ([^#\n]+)", block, re.MULTILINE):
+            for name in names.split(","):
+                assert hasattr(importlib.import_module(module), name.strip()) or importlib.import_module(
+                    f"{module}.{name.strip()}"
+                )
+        for method in re.findall(r"\bmodel\.(\w+)\(", block):
+            assert hasattr(fractalgen.FractalGen, method)
+
+
+def test_files_that_it_names_are_there():
+    assert [path for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README) if not (ROOT / path).exists()] == []
+    listing = next(block for block in blocks("") if "main_fractalgen.py" in block)
+    folder, missing = "", []
+    for path in re.findall(r"\b((?:models|util|tests|demo)/)?(\w+\.(?:py|ipynb))\b", listing):
+        folder = path[0] or folder
+        if not ((ROOT / folder / path[1]).exists() or (ROOT / path[1]).exists()):
+            missing.append("".join(path))
+    assert missing == []
+
+
+def test_every_module_is_listed():
+    listing = next(block for block in blocks("") if "main_fractalgen.py" in block)
+    modules = [path for folder in (".", "models", "util", "demo") for path in (ROOT / folder).glob("*.py")]
+    assert [path.name for path in modules if path.name != "__init__.py" and path.name not in listing] == []
