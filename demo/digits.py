@@ -3,7 +3,8 @@
     python demo/digits.py [--output_dir output/digits] [--retrain]
 
 Writes the digits as an image folder, trains a small FractalMAR, prints validation bits/dim beside baselines, samples
-every class with guidance, and writes a labelled sheet and the loss curve. Trains once; --retrain trains again.
+every class with guidance, repaints parts of held-out scans, and writes a sheet of each, the loss curve and the model.
+Trains once; --retrain trains again.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import shlex
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
 from common import lossless_files, plot_curve, read_split, run_main, share_read_as_asked  # noqa: E402  need the paths above
 
+from models import fractalgen  # noqa: E402
+from models.editing import box_mask  # noqa: E402
+from util import checkpoint  # noqa: E402
 from util.visualize import make_sheet  # noqa: E402
 
 PER_CLASS = 8
+EDITS = (  # name; box x, y, width, height; is the box repainted, or all around it; to which class further on
+    ("inpaint", (1, 2, 6, 3), True, 0),
+    ("outpaint", (0, 0, 8, 4), False, 0),
+    ("uncrop", (2, 2, 4, 4), False, 0),
+    ("class edit", (0, 3, 8, 5), True, 5),
+)
 TRAIN = (
     "--model fractalmar_tiny_in8 --class_num 10 --no_flip --num_workers 0 --amp off --batch_size 16 --epochs 30 "
     "--warmup_epochs 2 --lr 4e-3 --attn_dropout 0 --proj_dropout 0 --label_drop_prob 0.2 --save_last_freq 10 "
@@ -64,6 +75,31 @@ def baselines(data: Path) -> dict[str, float]:
     return {"uniform": 8.0, "per-pixel histogram": float(histogram), **lossless_files(val)}
 
 
+def keep(run: Path, folder: Path) -> fractalgen.FractalGen:
+    """The trained model as a folder for FractalGen.from_pretrained, and for demo/edit.py --model."""
+    model, path = fractalgen.build("fractalmar_tiny_in8", class_num=10).eval(), checkpoint.locate(run)
+    checkpoint.load_weights(model, checkpoint.load(path)["model"], path)
+    model.class_names = [str(digit) for digit in range(10)]
+    model.sampling_defaults = replace(model.sampling_defaults, guidance_scale=3.0, temperature=1.15)
+    model.save_pretrained(folder)
+    return model
+
+
+def edit_sheet(model: fractalgen.FractalGen, data: Path, results: int = 6) -> Image.Image:
+    """Two rows each of inpainting, outpainting, uncropping and another class: held-out scan, what is repainted, results."""
+    pictures, labels = read_split(data / "val")
+    shown, names = [], []
+    for number, (name, box, inside, change) in enumerate(EDITS * 2):
+        picture, label = pictures[labels == number][number], number
+        mask = box_mask(8, box).numpy() == inside
+        asked = (label + change) % 10
+        drawn = model.edit(picture, mask, asked, num_results=results, seed=number, progress_bar=False)
+        hole = np.where(mask[..., None], (255, 0, 255), picture).astype(np.uint8)
+        shown += [Image.fromarray(picture), Image.fromarray(hole), *drawn]
+        names.append(f"{name}, {label}" if asked == label else f"{name}, {label} to {asked}")
+    return make_sheet(shown, columns=2 + results, zoom=8, row_labels=names)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "output" / "digits")
@@ -98,8 +134,10 @@ def main() -> None:
     read, right = share_read_as_asked(data, pictures)
     print(f"a logistic regression on the training scans reads {read:.0%} of the samples as the digit asked for")
     print(f"(and {right:.0%} of the validation scans right)")
+    edit_sheet(keep(run, folder / "model"), data).save(folder / "edits.png")
     plot_curve(run / "log.txt", "FractalMAR on scikit-learn's digits", folder / "loss.png")
     print(f"\nsamples, a row for each digit: {folder / 'samples.png'}\nloss curve: {folder / 'loss.png'}")
+    print(f"edits of held-out scans: {folder / 'edits.png'}\nthe model, for demo/edit.py and others: {folder / 'model'}")
     print(f"done in {time.perf_counter() - began:.0f} s")
 
 
