@@ -62,7 +62,7 @@ def log_likelihood(
 
     Exact where every level is AR: log2 p(x) = sum of log2 p(pixel | all before it); the standard error is then 0. Else it is
     log2 p(x | order), exact for each drawn order; its mean over orders is at most log2 p(x) (`bits_by_term` says why).
-    In a map, a guiding pixel's bits are spread evenly over the patch whose mean it is, so that a map sums to the picture's bits.
+    In a map, a guiding pixel's bits are spread evenly over the patch whose mean it is: a map sums to the picture's bits.
     Raises ValueError for what is out of range.
     """
     if reduce not in REDUCTIONS:
