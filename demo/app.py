@@ -33,8 +33,8 @@ CSS = """
 #history .grid-wrap {max-height: none; height: auto; min-height: 0}
 #history .grid-container {grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) !important}
 @media (max-width: 480px) {.tab-container button {padding: 0 6px !important; font-size: 14px !important}}
-.thumb figure {max-width: 72px; flex: 0 0 72px}
-.thumb .figures {margin: 0; align-items: center}
+#thumb figure {max-width: 72px; flex: 0 0 72px}
+#thumb .figures {margin: 0; align-items: center}
 """
 
 
@@ -61,7 +61,7 @@ def build(model, max_batch: int):
         page = Page(model, max_batch)
         gr.Markdown("# FractalGen\nA generative model inside a generative model, down to the pixel.")
         with gr.Row():
-            thumb = gr.HTML("<i>No picture yet: generate or upload one.</i>", elem_classes="thumb")
+            thumb = gr.HTML("<i>No picture yet: generate or upload one.</i>", elem_id="thumb")
             file = gr.UploadButton(
                 "Upload a picture", file_types=["image"], size="sm", elem_id="upload", scale=0, min_width=160
             )

@@ -35,6 +35,19 @@ def load(name: str | Path = IN_THE_BOX, device: str | torch.device | None = None
     return FractalGen.from_pretrained(name, map_location=device)
 
 
+def load_or_in_the_box(name: str | Path) -> tuple[FractalGen, str]:
+    """`load`, but where a published model is asked for without an accelerator or its weights cannot be had, the model in the
+    box; and a sentence that says which."""
+    try:
+        if str(name) in download.FILES and find_device().type == "cpu":
+            raise UserError(f"{name} wants a GPU")
+        return load(name), f"This is {name}."
+    except UserError as error:
+        if str(name) not in download.FILES:
+            raise
+        return load(IN_THE_BOX), f"This is the model in the box, since: {error}."
+
+
 def find_device(device: str | torch.device | None = None) -> torch.device:
     """The device, or the one that torch finds. Raises UserError for one that is not there."""
     if device is None:

@@ -177,6 +177,7 @@ def browser(address):
         opened = api.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = opened.new_page(viewport={"width": 1200, "height": 900})
         page.set_default_timeout(WAIT)
+        playwright.expect.set_options(timeout=WAIT)
         page.goto(address)
         page.get_by_role("button", name="Generate", exact=True).wait_for()
         yield page
@@ -203,12 +204,12 @@ def test_generate_paint_edit_and_download(browser, model):
     from playwright.sync_api import expect
 
     press(browser, "Generate")
-    expect(browser.locator(".thumb img")).to_be_visible()
+    expect(browser.locator("#thumb img")).to_be_visible()
     drawn = download(browser)
     assert (np.stack(drawn) == model.generate([0] * 4, seed=0, output_type="np", progress_bar=False)).all()
 
     browser.locator("#history button").nth(2).click()
-    expect(browser.locator(".thumb")).to_contain_text("picture 2")
+    expect(browser.locator("#thumb")).to_contain_text("picture 2")
     browser.get_by_role("tab", name="Edit").click()
     browser.wait_for_timeout(1000)  # until the editor has drawn its background
     canvas = browser.locator("#editor canvas").first
@@ -235,7 +236,7 @@ def test_upload_uncrop_look_again_and_read(browser, model, tmp_path):
     known = np.asarray(picture(7))
     Image.fromarray(known).save(tmp_path / "known.png")
     browser.locator("#upload input[type=file], input[type=file]").first.set_input_files(tmp_path / "known.png")
-    expect(browser.locator(".thumb")).to_contain_text("known.png")
+    expect(browser.locator("#thumb")).to_contain_text("known.png")
 
     browser.get_by_role("tab", name="Edit").click()
     browser.get_by_label("Keep only it").check()

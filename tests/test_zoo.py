@@ -31,3 +31,21 @@ def test_what_is_no_model_is_named(tmp_path, monkeypatch):
         zoo.load(tmp_path / "none")
     with pytest.raises(UserError, match="nodevice"):
         zoo.load(tmp_path, "nodevice")
+
+
+def test_without_a_gpu_or_the_weights_it_is_the_model_in_the_box(tmp_path, monkeypatch):
+    tiny_model().save_pretrained(tmp_path / "box")
+    monkeypatch.setattr(zoo, "IN_THE_BOX", tmp_path / "box")
+    monkeypatch.setattr(zoo, "find_device", lambda device=None: torch.device("cpu"))
+    model, said = zoo.load_or_in_the_box("fractalmar_in64")
+    assert model.class_num == 4
+    assert "in the box, since: fractalmar_in64 wants a GPU" in said
+
+    def no_network(name):
+        raise UserError("no network")
+
+    monkeypatch.setattr(zoo, "find_device", lambda device=None: torch.device("meta"))
+    monkeypatch.setattr(download, "download", no_network)
+    assert "no network" in zoo.load_or_in_the_box("fractalmar_in64")[1]
+    with pytest.raises(UserError, match="no such folder"):
+        zoo.load_or_in_the_box(tmp_path / "nothing")

@@ -1,5 +1,6 @@
 """How the canvas grew, as a GIF or MP4."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,14 @@ def save_animation(path: Path, frames: Sequence[Image.Image], fps: float = 12, h
         writers[path.suffix.lower()](temporary, frames, fps, hold)
 
 
-def save_gif(path: Path, frames: Sequence[Image.Image], fps: float, hold: float) -> None:
+def to_gif(frames: Sequence[Image.Image], fps: float = 12, hold: float = 2.0) -> bytes:
+    """What `save_animation` would write, for a notebook."""
+    buffer = io.BytesIO()
+    save_gif(buffer, frames, fps, hold)
+    return buffer.getvalue()
+
+
+def save_gif(path: Path | io.BytesIO, frames: Sequence[Image.Image], fps: float, hold: float) -> None:
     durations = [round(1000 / fps)] * (len(frames) - 1) + [round(1000 * hold)]
     frames[0].save(path, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
