@@ -63,7 +63,8 @@ def check_settings(model, seed, guidance, temperature, steps: Sequence, labelled
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     return dict(
-        seed=int(seed), guidance_scale=scale, temperature=temperature, num_inference_steps=steps, progress_bar=False,
+        seed=int(seed), guidance_scale=scale, temperature=temperature, num_inference_steps=steps,
+        watch_levels=len(model.generators), progress_bar=False,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import tempfile
+import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -15,7 +16,7 @@ from util.classes import class_title
 from util.errors import one_line
 
 HEAVY = dict(concurrency_id="model", concurrency_limit=1)  # one drawing at a time
-HISTORY = 24
+HISTORY, PAUSE = 24, 0.15  # pictures; seconds between two canvases
 
 
 def spoken(function: Callable) -> Callable:
@@ -79,8 +80,10 @@ class Page:
 
     def stream(self, drawing, caption: str, label: int | None, settings: dict, history: list):
         """Events of `logic.watch` -> values of (live, gallery, download, history), live ones while it grows."""
+        shown = -1.0
         for kind, told in drawing:
-            if kind == "step":
+            if kind == "step" and time.monotonic() - shown >= PAUSE:
+                shown = time.monotonic()
                 yield logic.canvas(*told), gr.skip(), gr.skip(), gr.skip()
         steps, seed = settings["num_inference_steps"], settings["seed"]
         drawn = [

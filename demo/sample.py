@@ -53,6 +53,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="default: the accelerator that torch finds, else cpu")
     parser.add_argument("--sheet", type=Path, default=ROOT / "output" / "samples.png", help="a row for each class")
     parser.add_argument("--growth", type=Path, nargs="+", default=[], metavar="FILE", help=".gif, .mp4, or both")
+    parser.add_argument("--levels", type=positive, default=1, help="so many levels' steps are seen in the growth")
     parser.add_argument("--fps", type=positive, default=12, help="of the growth")
     parser.add_argument("--folders", type=Path, metavar="FOLDER", help="gets FOLDER/<class>/0000.png, …")
     parser.add_argument("--zoom", type=positive, help="of sheet and growth; default: to 96 pixels a picture or more")
@@ -76,7 +77,7 @@ def check_settings(model, args: argparse.Namespace) -> dict:
         raise UserError(str(error)) from error
     if not model.class_num:
         settings["guidance_scale"] = None
-    return dict(**settings, num_inference_steps=args.num_iter_list, seed=args.seed, chunk=args.chunk)
+    return dict(**settings, num_inference_steps=args.num_iter_list, seed=args.seed, chunk=args.chunk, watch_levels=args.levels)
 
 
 def draw(model, labels: list[int | None], settings: dict, batch: int, growth: Growth | None) -> list[Image.Image]:
