@@ -18,8 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
 from common import read_split, share_read_as_asked  # noqa: E402  need the paths above
 
-from models.fractalgen import FractalGen  # noqa: E402
-from util import dist  # noqa: E402
+from models.zoo import load  # noqa: E402
 from util.flags import Parser  # noqa: E402
 
 
@@ -31,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", help="default: the accelerator that torch finds, else cpu")
     args = parser.parse_args(arguments)
     with parser.one_line_errors():
-        model = FractalGen.from_pretrained(args.model, map_location=dist.pick_device(args.device, dist.World()))
+        model = load(args.model, args.device)
         pictures, labels = read_split(args.data / "val")
         began = time.perf_counter()
         posterior = model.classify(pictures, num_orders=args.num_orders)

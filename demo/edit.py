@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))
 
 from models.constraints import Grey, Palette, Within  # noqa: E402  need the path above when the package is not installed
 from models.editing import box_mask, edit_tiled  # noqa: E402
-from models.fractalgen import FractalGen  # noqa: E402
-from util import dist  # noqa: E402
+from models.zoo import IN_THE_BOX, load  # noqa: E402
+from util.classes import find_class  # noqa: E402
 from util.crop import center_crop_arr  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.files import whole  # noqa: E402
@@ -41,7 +41,9 @@ def parse(arguments: list[str] | None) -> tuple[Parser, argparse.Namespace]:
     what.add_argument("--box", type=int, nargs=4, metavar=("X", "Y", "W", "H"))
     what.add_argument("--outpaint", type=int, nargs=4, metavar=("X", "Y", "W", "H"))
     what.add_argument("--uncrop", type=int, nargs=3, metavar=("X", "Y", "SIZE"))
-    parser.add_argument("--model", default=str(ROOT / "demo" / "emoji"), help="folder of save_pretrained, or id on the hub")
+    parser.add_argument(
+        "--model", default=str(IN_THE_BOX), help="folder of save_pretrained, id on the hub, or a published model's name"
+    )
     parser.add_argument("--label", help="class, as a number or by its name; default: unconditional")
     parser.add_argument("--tile", action="store_true", help="repaint at IMAGE's own size, in windows of the model's")
     parser.add_argument("--results", type=int, default=1)
@@ -56,19 +58,6 @@ def parse(arguments: list[str] | None) -> tuple[Parser, argparse.Namespace]:
     parser.add_argument("--device", help="default: the accelerator that torch finds, else cpu")
     parser.add_argument("-o", "--output", type=Path, default=Path("edited.png"))
     return parser, parser.parse_args(arguments)
-
-
-def find_label(model: FractalGen, label: str | None) -> int | None:
-    """A class's number or name -> its number."""
-    if label is None:
-        return None
-    if label.isdigit():
-        return int(label)
-    names = [name.lower() for name in model.class_names or ()]
-    if label.lower() not in names:
-        known = f"; it has {', '.join(model.class_names[:20])}" if names else ", which has no class names: give a number"
-        raise UserError(f"--label {label}: no such class of the model{known}")
-    return names.index(label.lower())
 
 
 def constraint(args: argparse.Namespace):
@@ -122,8 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.output.suffix.lower() != ".png":
         raise UserError(f"-o {args.output}: must end in .png; other kinds would change known pixels")
-    device = dist.pick_device(args.device, dist.World())
-    model = FractalGen.from_pretrained(args.model, map_location=device)
+    model = load(args.model, args.device)
     image, mask = prepare(args, model.img_size_list[0])
     if not mask.any():
         raise UserError("nothing to repaint: the mask has no white pixel (white is repainted)")
@@ -132,7 +120,8 @@ def run(args: argparse.Namespace) -> None:
         name: values[0] if len(values) == 1 and "steps" not in name else values for name, values in given.items() if values
     }
     options.update(seed=args.seed, num_results=args.results, constraint=constraint(args))
-    label, levels = find_label(model, args.label), np.asarray(image)
+    levels = np.asarray(image)
+    label = None if args.label is None else find_class(args.label, model.class_names, model.class_num)
     if args.tile:
         results = edit_tiled(model, levels, mask, label, **options)
     else:

@@ -15,9 +15,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from demo.edit import find_label  # noqa: E402  need the path above when the package is not installed
-from models.fractalgen import FractalGen  # noqa: E402
-from util import dist  # noqa: E402
+from models.fractalgen import FractalGen  # noqa: E402  need the path above when the package is not installed
+from models.zoo import IN_THE_BOX, load  # noqa: E402
+from util.classes import find_class  # noqa: E402
 from util.crop import center_crop_arr  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.files import whole  # noqa: E402
@@ -30,7 +30,9 @@ def parse(arguments: list[str] | None) -> tuple[Parser, argparse.Namespace]:
     parser = Parser("likelihood.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", type=Path)
     parser.add_argument("--label", help="class, as a number or by its name")
-    parser.add_argument("--model", default=str(ROOT / "demo" / "emoji"), help="folder of save_pretrained, or id on the hub")
+    parser.add_argument(
+        "--model", default=str(IN_THE_BOX), help="folder of save_pretrained, id on the hub, or a published model's name"
+    )
     parser.add_argument("--num_orders", type=int, default=4, help="drawn orders to average, where the model has MAR levels")
     parser.add_argument("--num_iter", type=int, nargs="+", help="steps of each level; default: the model's")
     parser.add_argument("--classes", type=int, default=5, help="show so many of the likeliest classes; 0: do not classify")
@@ -52,22 +54,22 @@ def main(arguments: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.output.suffix.lower() != ".png":
         raise UserError(f"-o {args.output}: must end in .png")
-    model = FractalGen.from_pretrained(args.model, map_location=dist.pick_device(args.device, dist.World()))
+    model = load(args.model, args.device)
     image, side = open_exact(args.image), model.img_size_list[0]
     if image.size != (side, side):
         print(f"{args.image} ({image.width} x {image.height}) was cropped and shrunk to the model's {side} x {side}")
         image = center_crop_arr(image, side)
-    label = find_label(model, args.label)
+    label = None if args.label is None else find_class(args.label, model.class_names, model.class_num)
     settings = dict(num_orders=args.num_orders, num_inference_steps=args.num_iter, seed=args.seed, progress_bar=False)
     read = lambda reduce, label=None: model.log_likelihood(image, label, reduce, **settings)  # noqa: E731
     table(read, side, len(model.generators))
     surprise = -read("pixel").bits[0].numpy()
-    pictures = [image, heat_map(surprise, 0, np.quantile(surprise, 0.99), "inferno")]
+    pictures = [image, heat_map(surprise, np.quantile(surprise, 0.99))]
     if label is not None:
         gain = read("pixel", label).bits[0].numpy() + surprise
         print(f"{gain.sum():+.1f} bits once the class is known: class {label}{name(model, label)}")
         most = max(np.quantile(np.abs(gain), 0.99), 1e-9)
-        pictures.append(heat_map(gain, -most, most, "PiYG"))
+        pictures.append(heat_map(gain, most, -most, "PiYG"))
     if args.classes and model.class_num > 1:
         posterior = model.classify(image, **settings)[0]
         print("likeliest classes")

@@ -196,6 +196,7 @@ class FractalGen(nn.Module, Pretrained):
         refresh: int = 1,
         pick: Callable[[Tensor, Tensor], Tensor] = inverse_cdf,
         on_step: Callable[[int, int, Tensor], None] | None = None,
+        watch_levels: int = 1,
         given: Given | None = None,
     ) -> Tensor:
         """Conditions -> normalised pictures (B, 3, H, H). The published call; `generate` is the convenient one.
@@ -210,6 +211,7 @@ class FractalGen(nn.Module, Pretrained):
         compiled         run torch.compile on what is called most
         refresh          above 1, approximate: a MAR level 0 computes all features every `refresh` steps only (models/lazy.py)
         on_step          called with (step, number of steps, canvas (B, 3, H, H)) after each step of level 0
+        watch_levels     above 1, on_step also sees the canvas within a step, after each step of so many levels
         given            what is known of the pictures; see models/editing.py
         """
         if fractal_level != self.fractal_level:
@@ -234,7 +236,7 @@ class FractalGen(nn.Module, Pretrained):
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         with eval_mode(self), full_precision(cond_list[0]), torch.inference_mode():
-            sampler = self.sampler(Setup(dtype, chunk, compiled, refresh))
+            sampler = self.sampler(Setup(dtype, chunk, compiled, refresh, watch_levels))
             pictures = draw_hidden(sampler, cond_list, guidance, noise, num_iter_list, given, on_step)
         return pictures.clone()  # an ordinary tensor
 

@@ -166,13 +166,14 @@ class MAR(Generator):
 class MARState:
     """x (h * N, P + L, D): embedded tokens, the patches known ones or mask tokens. In the order in which they are decided:
     order (N, L); rows (h * N, L, r), the numbers in x.flatten(0, 1) of the outputs that a patch's conditions need (itself
-    first); inside (h * N, L, r, 1), 0 where such a neighbour lies outside the picture."""
+    first); inside (h * N, L, r, 1), 0 where such a neighbour lies outside the picture. pixel (N, 3): the guiding ones."""
 
     x: Tensor
     order: Tensor
     rows: Tensor
     inside: Tensor
     halves: int
+    pixel: Tensor | None = None
 
 
 class MARSampler(TransformerSampler):
@@ -202,12 +203,19 @@ class MARSampler(TransformerSampler):
             head = guidance.head(spec.index - 1)
             pixel = self.guiding_pixel.pixels(conds, head, noise, given and given.guide_weights)  # (N, 3)
             tokens.insert(0, self.pix_proj(guidance.double(pixel.to(dtype))))
+        else:
+            pixel = None
         prefix = self.embedding_norm(torch.stack(tokens, dim=1).to(self.stream) + self.pos_prefix)  # (h * N, P, D)
         x = torch.cat([prefix, self.masked.expand(len(prefix), -1, -1)], dim=1)
         n, length, _ = x.shape
         first = torch.arange(prefix.shape[1], n * length, length, device=x.device)[:, None]
         both = guidance.double(order)
-        return MARState(x, order, (first + both)[..., None] + self.offsets[both], self.inside[both], n // len(order))
+        return MARState(x, order, (first + both)[..., None] + self.offsets[both], self.inside[both], n // len(order), pixel)
+
+    def first_canvas(self, state: MARState, order: Tensor, given: Given | None) -> Tensor:
+        if state.pixel is None or given is not None:
+            return super().first_canvas(state, order, given)
+        return state.pixel.repeat_interleave(self.generator.spec.patch_size**2, dim=1)[:, None].repeat(1, order.shape[1], 1)
 
     def reveal(self, state: MARState, known: Tensor, begin: int, end: int) -> Tensor:
         """Embeds the patches `known` (N, k, C), decided at places [begin, end) -> their rows (h * N, k)."""

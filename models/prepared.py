@@ -27,12 +27,14 @@ class Setup:
     chunk     at most so many patches of a level below the top are drawn together; None: all of a step
     compiled  torch.compile what is called most, on CUDA as graphs
     refresh   steps of a top MAR level between two full computations of its features; 1 is exact (see models/lazy.py)
+    watch_levels  whose steps a step callback sees, from the top
     """
 
     dtype: torch.dtype
     chunk: int | None = None
     compiled: bool = False
     refresh: int = 1
+    watch_levels: int = 1
 
     def compile(self, function: Callable, device: torch.device) -> Callable:
         """`function`, of tensors of few distinct shapes, compiled if that is wanted."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from models.generator import Steps
 from models.likelihood import LN2, draw_steps
 from models.noise import Noise
 from models.patches import unpatchify
@@ -67,7 +68,7 @@ def log_likelihood(
     """
     if reduce not in REDUCTIONS:
         raise ValueError(f"unknown reduce {reduce!r}; one of {', '.join(REDUCTIONS)}")
-    pictures = _pictures(model, images)
+    pictures = model_pictures(model, images)
     labels = check_labels(class_labels, model.class_num)
     if labels is not None and len(labels) not in (1, len(pictures)):
         raise UserError(f"{len(labels)} class_labels for {len(pictures)} pictures; give one, or one each")
@@ -98,7 +99,7 @@ def classify(
 
     A picture is read once for each class and order. Raises ValueError for what is out of range.
     """
-    pictures = _pictures(model, images)
+    pictures = model_pictures(model, images)
     labels = check_labels(range(model.class_num) if classes is None else classes, model.class_num)
     weights = torch.ones(len(labels), dtype=torch.float64) if prior is None else torch.tensor(prior, dtype=torch.float64)
     if len(weights) != len(labels) or not (weights >= 0).all() or not weights.sum() > 0:
@@ -117,7 +118,7 @@ def _exact(model) -> bool:
     return all(steps is None for steps in draw_steps(model, one, model.sampling_defaults.num_inference_steps))
 
 
-def _pictures(model, images) -> Tensor:
+def model_pictures(model, images) -> Tensor:
     levels, side = to_level_batch(images), model.img_size_list[0]
     if tuple(levels.shape[2:]) != (side, side):
         raise UserError(f"image of {levels.shape[3]} x {levels.shape[2]} pixels for a model of {side} x {side}; crop it first")
@@ -147,18 +148,29 @@ def _orders(model, pictures, labels, num_orders, num_iter_list, seed, reduce, pr
 
 def _bits(model, pictures: Tensor, labels: Tensor | None, noise: Noise, num_iter_list: Sequence[int]) -> Tensor:
     """What each head pays for each sub-pixel in the sampler's steps: (B, levels above the pixel, 3, H, H) float64, host."""
-    drop = torch.full((len(pictures),), labels is None, device=pictures.device)
-    labels = torch.zeros(len(pictures), dtype=torch.long) if labels is None else labels
-    masks = [steps and steps.to(pictures.device) for steps in draw_steps(model, noise, num_iter_list)]
-    settings = dict(masks=masks, label_drop=drop, train=False, dither=0.0, as_drawn=True, return_terms=True)
-    _, terms = model(pictures, labels.to(pictures.device), **settings)
     maps = torch.zeros(len(model.generators), *pictures.shape, dtype=torch.float64)
-    for term in terms:
+    for term in read_in_steps(model, pictures, labels, draw_steps(model, noise, num_iter_list)):
         level = len(model.generators) if term.name == "rgb" else int(term.name.removeprefix("guiding"))
         side = model.img_size_list[level]
-        found = term.nll.cpu().double()[:, :, None, None].expand(-1, -1, side, side) / (LN2 * side**2)
-        for generator in reversed(model.generators[:level]):
-            spec = generator.spec
-            found = unpatchify(found.reshape(-1, spec.num_patches, spec.patch_dim), spec.patch_size)
-        maps[level - 1] = found
+        maps[level - 1] = spread(model, term.nll.cpu().double() / (LN2 * side**2), level)
     return maps.transpose(0, 1)
+
+
+def read_in_steps(model, pictures: Tensor, labels: Tensor | None, steps: Sequence[Steps | None]) -> list:
+    """Normalised pictures (B, 3, H, H), their labels (B,) or None -> the terms of the loss as the sampler pays in `steps`."""
+    drop = torch.full((len(pictures),), labels is None, device=pictures.device)
+    labels = torch.zeros(len(pictures), dtype=torch.long) if labels is None else labels
+    masks = [one and one.to(pictures.device) for one in steps]
+    settings = dict(masks=masks, label_drop=drop, train=False, dither=0.0, as_drawn=True, return_terms=True)
+    _, terms = model(pictures, labels.to(pictures.device), **settings)
+    return terms
+
+
+def spread(model, values: Tensor, level: int) -> Tensor:
+    """Values (R, 3) of the pictures of `level`, one after the other -> (B, 3, H, H), each all over its picture's pixels."""
+    side = model.img_size_list[level]
+    found = values[:, :, None, None].expand(-1, -1, side, side)
+    for generator in reversed(model.generators[:level]):
+        spec = generator.spec
+        found = unpatchify(found.reshape(-1, spec.num_patches, spec.patch_dim), spec.patch_size)
+    return found

@@ -46,7 +46,8 @@ class LevelSampler:
     ) -> Tensor:
         """Conditions, each (h * N, cond_dim), and the noise of N pictures -> normalised pictures (N, 3, H, H).
 
-        `on_step(step, num_steps, canvas)` is called after each step with the canvas (N, 3, H, H) so far. `given` is what is
+        `on_step(step, num_steps, canvas)` is called after each step with the canvas (N, 3, H, H) so far, and before it with
+        those of the steps inside, down to `setup.watch_levels` levels, where these are not drawn in chunks. `given` is what is
         known of the pictures, each of which has something hidden; pictures of the same plan are then drawn together.
         """
         spec, chunk = self.generator.spec, self.setup.chunk
@@ -57,13 +58,20 @@ class LevelSampler:
         if given is None:
             return self.decide(conds, guidance, noise, tuple(self.generator.plan(num_iter)), deeper, on_step, None)
         groups = list(given.groups(spec.patch_size, lambda hidden: tuple(self.generator.plan(num_iter, hidden))))
-        shown = Shown(on_step, given, sum(len(plan) for plan, *_ in groups)) if on_step else None
+        shown, num_steps, done = on_step and Shown(on_step, given), sum(len(plan) for plan, *_ in groups), 0
         pictures = given.pictures.clone()
         for plan, rows, known in groups:
             *these, _ = some(conds, guidance, noise, None, rows)
-            watch = shown.of(rows) if shown else None
+            watch = shown and shown.of(rows, done, num_steps)
             pictures[rows.to(pictures.device)] = self.decide(*these, plan, deeper, watch, known)
+            done += len(plan)
         return pictures
+
+    def first_canvas(self, state, order: Tensor, given: Given | None) -> Tensor:
+        """What a step callback sees of N pictures before the first step: patches (N, L, C), grey where nothing is known."""
+        if given is not None:
+            return patchify(given.shown(), self.generator.spec.patch_size)
+        return order.new_zeros(*order.shape, self.generator.spec.patch_dim, dtype=self.generator.dtype)
 
     def decide(self, conds, guidance, noise, plan, num_iter_list, on_step: Callable | None, given: Given | None) -> Tensor:
         """`draw`, by a plan of this level's steps; `num_iter_list` is for those below."""
@@ -74,9 +82,7 @@ class LevelSampler:
         first = plan[0][0]  # patches known from the beginning
         drawn = [inside.patches[:, :first]] if first else []
         new = list(drawn)  # decided since the last prediction
-        canvas = order.new_zeros(*order.shape, spec.patch_dim, dtype=self.generator.dtype) if on_step else None
-        if on_step and given is not None:
-            canvas = patchify(given.shown(), spec.patch_size)
+        canvas = self.first_canvas(state, order, given) if on_step else None
         for step, (begin, end, progress) in enumerate(plan):
             here = inside and inside.step(begin, end)
             if here is not None and not here.hidden.any():
@@ -84,7 +90,10 @@ class LevelSampler:
             else:
                 handed = self.predict(state, joined(new), begin, end)
                 step_guidance = guidance.at(progress).on(order.device) if spec.index == 0 else guidance
-                patches = draw_hidden(self.child, handed, step_guidance, children.step(begin, end), num_iter_list, here)
+                inner = None
+                if on_step is not None and spec.index + 1 < self.setup.watch_levels:
+                    inner = within(on_step, step, len(plan), canvas, order[:, begin:end], spec.patch_size)
+                patches = draw_hidden(self.child, handed, step_guidance, children.step(begin, end), num_iter_list, here, inner)
                 new = []
             drawn.append(patches.reshape(len(order), end - begin, spec.patch_dim))
             new.append(drawn[-1])
@@ -93,6 +102,16 @@ class LevelSampler:
                 on_step(step, len(plan), unpatchify(canvas, spec.patch_size))
         drawn = torch.cat(drawn, dim=1)
         return unpatchify(put(torch.empty_like(drawn), order, drawn), spec.patch_size)
+
+
+def within(on_step: Callable, step: int, num_steps: int, canvas: Tensor, where: Tensor, patch_size: int) -> Callable:
+    """The step callback of the level below: shows `canvas` (N, L, C) with its pictures at the patches `where` (N, k)."""
+
+    def inner(_step: int, _num_steps: int, pictures: Tensor) -> None:
+        grown = put(canvas, where, pictures.reshape(*where.shape, -1))
+        on_step(step, num_steps, unpatchify(grown, patch_size))
+
+    return inner
 
 
 def joined(patches: list[Tensor]) -> Tensor | None:
@@ -116,6 +135,7 @@ def draw_hidden(sampler, conds, guidance: Guidance, noise: Noise, num_iter_list,
     pictures = given.pictures.clone()
     if len(rows):
         *these, hidden = some(conds, guidance, noise, given, rows)
+        on_step = on_step and Shown(on_step, given).of(rows)
         pictures[rows.to(pictures.device)] = sampler.draw(*these, num_iter_list, on_step, hidden)
     return pictures
 
@@ -123,14 +143,15 @@ def draw_hidden(sampler, conds, guidance: Guidance, noise: Noise, num_iter_list,
 class Shown:
     """The canvas of pictures of which some are drawn after others, for a step callback."""
 
-    def __init__(self, on_step: Callable, given: Given, num_steps: int):
-        self.on_step, self.canvas, self.num_steps, self.step = on_step, given.shown(), num_steps, 0
+    def __init__(self, on_step: Callable, given: Given):
+        self.on_step, self.canvas = on_step, given.shown()
 
-    def of(self, rows: Tensor) -> Callable:
+    def of(self, rows: Tensor, done: int = 0, of_all: int | None = None) -> Callable:
+        """The callback of the pictures `rows`, before whose steps `done` of `of_all` have been made for others."""
+
         def on_step(step: int, num_steps: int, canvas: Tensor) -> None:
             self.canvas = self.canvas.index_copy(0, rows.to(canvas.device), canvas)
-            self.on_step(self.step, self.num_steps, self.canvas)
-            self.step += 1
+            self.on_step(done + step, of_all or num_steps, self.canvas)
 
         return on_step
 

@@ -75,6 +75,7 @@ def generate(
     refresh: int = 1,
     output_type: str = "pil",
     callback_on_step_end: Callable[[int, int, Tensor], None] | None = None,
+    watch_levels: int = 1,
     progress_bar: bool = True,
     given: Given | None = None,
 ):
@@ -90,6 +91,7 @@ def generate(
     chunk, compiled, refresh  see `FractalGen.sample`
     output_type           "pil": list of RGB pictures; "np": uint8 (B, H, H, 3); "pt": normalised float (B, 3, H, H)
     callback_on_step_end  called with (step, number of steps, canvas (B, 3, H, H)) after each step of level 0
+    watch_levels          above 1: it also sees the canvas within a step, after each step of so many levels
     given                 what is known of the pictures: what `model.edit` gives
 
     Raises ValueError for a setting or label out of range.
@@ -131,7 +133,7 @@ def generate(
 
     def on_step(step: int, num_steps: int, canvas: Tensor) -> None:
         bar.total = num_steps
-        bar.update()
+        bar.update(step + 1 - bar.n)
         if callback_on_step_end is not None:
             callback_on_step_end(step, num_steps, canvas)
 
@@ -145,6 +147,7 @@ def generate(
             refresh=refresh,
             noise=Noise.of_pictures(seed, indices, model.noise_sizes, device),
             on_step=on_step,
+            watch_levels=watch_levels,
             given=given,
         )
     return OUTPUT_TYPES[output_type](pictures)

@@ -101,8 +101,14 @@ def test_uncrop_places_the_picture(model, picture, tmp_path):
     [
         (["--box", "5", "0", "4", "4"], "box 5 0 4 4 is not within the 8 x 8 pixels of "),
         (["--uncrop", "5", "0", "4"], "box 5 0 4 4 (x, y, width, height) is not within the 8 x 8 pixels"),
-        (["--box", "0", "0", "4", "4", "--label", "horse"], "--label horse: no such class of the model; it has Cat, dog, tree"),
-        (["--box", "0", "0", "4", "4", "--label", "4"], "class label 4 is out of range; the model has classes 0 to 3"),
+        (
+            ["--box", "0", "0", "4", "4", "--label", "horse"],
+            "the model has no class 'horse'; give one of its names or a number from 0 to 3",
+        ),
+        (
+            ["--box", "0", "0", "4", "4", "--label", "4"],
+            "the model has no class '4'; give one of its names or a number from 0 to 3",
+        ),
         (["--box", "0", "0", "4", "4", "--palette", "red"], "--palette red: colours are RRGGBB, such as ff8800"),
         (["--box", "0", "0", "4", "4", "--within", "300"], "distance 300 is out of range"),
         (["--box", "0", "0", "4", "4", "--num_iter", "4"], "must be 2 positive numbers"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import opinionated, tiny_model
+from conftest import TINY, opinionated, random_levels, tiny_model
 from util.pixels import normalize, to_levels
 
 SETTINGS = dict(num_inference_steps=(6, 3), guidance_scale=2.0, temperature=1.1, seed=3, progress_bar=False)
@@ -117,3 +117,33 @@ def test_defaults_are_the_models(monkeypatch):
 def test_bad_input_is_named(labels, changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_model("mar").generate(labels, **{**SETTINGS, **changes})
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_watching_deeper_levels_shows_patches_grow_and_changes_nothing(kind):
+    model, seen = opinionated(tiny_model(kind)), []
+    settings = dict(num_inference_steps=(4, 3), seed=1, output_type="pt", progress_bar=False)
+    watched = model.generate([1, 2], watch_levels=2, callback_on_step_end=lambda *step: seen.append(step), **settings)
+    assert torch.equal(watched, model.generate([1, 2], **settings))
+    plain = []
+    model.generate([1, 2], callback_on_step_end=lambda *step: plain.append(step), **settings)
+    assert len(seen) > 2 * len(plain)
+    assert sorted({step for step, *_ in seen}) == [step for step, *_ in plain]
+    for step, num_steps, canvas in plain:  # the last of each step
+        last = [one for one in seen if one[0] == step][-1]
+        assert last[1] == num_steps
+        assert torch.equal(last[2], canvas)
+    known = [(canvas == seen[-1][2]).sum().item() for _, _, canvas in seen]
+    assert known == sorted(known)
+    assert len(set(known)) > len(plain) + 1
+
+
+def test_the_callback_sees_all_pictures_also_those_with_nothing_to_draw():
+    model, image, seen = opinionated(tiny_model()), random_levels(2, 8), []
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[1, 3:6, 2:5] = True
+    options = dict(seed=1, output_type="pt", progress_bar=False, watch_levels=2)
+    out = model.edit(image, masks, 1, callback_on_step_end=lambda *step: seen.append(step), **options)
+    assert {canvas.shape for *_, canvas in seen} == {(2, 3, 8, 8)}
+    assert torch.equal(seen[-1][2], out)
+    assert all((canvas[0] == out[0]).all() for *_, canvas in seen)

@@ -1,4 +1,4 @@
-"""Showing pictures: sheets as PNG, and the canvas as it grows in a notebook."""
+"""Showing pictures: sheets as PNG, maps of numbers, and the canvas as it grows in a notebook."""
 
 from collections.abc import Callable, Sequence
 
@@ -25,12 +25,50 @@ def make_sheet(pictures: Sequence[Image.Image], columns: int, zoom: int = 1, row
     return sheet
 
 
-def heat_map(values: np.ndarray, low: float, high: float, colours: str) -> Image.Image:
-    """Numbers (H, W) -> an RGB picture of that size; `colours` names a colour map of matplotlib, from `low` to `high`."""
+CHANNELS = ((200, 40, 40), (40, 150, 40), (50, 80, 210))
+
+
+def enlarge(picture: Image.Image, side: int = 256) -> Image.Image:
+    """To at least `side` pixels, each a square."""
+    zoom = max(1, -(-side // picture.width))
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+
+
+def heat_map(values, high: float | None = None, low: float = 0.0, colours: str = "inferno") -> Image.Image:
+    """Numbers (H, W) on the host -> an RGB picture of that size; `colours` names a colour map of matplotlib, from `low` to `high`
+    (default: the largest)."""
     from matplotlib import colormaps
 
+    values = np.asarray(values, dtype=np.float64)
+    high = values.max() if high is None else high
     share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
     return Image.fromarray(colormaps[colours](share, bytes=True)[..., :3])
+
+
+def outline(picture: Image.Image, boxes: Sequence[tuple[tuple[int, int, int], str]], side: int = 256) -> Image.Image:
+    """`enlarge`, with boxes (x, y, side) in pixels of the picture drawn in colours; the last ones lie on top."""
+    sheet = enlarge(picture, side)
+    zoom, draw = sheet.width // picture.width, ImageDraw.Draw(sheet)
+    for (x, y, size), colour in boxes:
+        corners = (x * zoom, y * zoom, (x + size) * zoom - 1, (y + size) * zoom - 1)
+        draw.rectangle(corners, outline=colour, width=max(2, min(4, size * zoom // 6)))
+    return sheet
+
+
+def bar_chart(probs: Tensor, levels: Sequence[int], height: int = 64) -> Image.Image:
+    """Probabilities (3, 256) of R, G, B -> three charts, one below the other, a triangle below the drawn value."""
+    gap, width = 10, 2
+    chart = Image.new("RGB", (256 * width, 3 * (height + gap)), "white")
+    draw = ImageDraw.Draw(chart)
+    for channel, (row, level, colour) in enumerate(zip(probs.tolist(), levels, CHANNELS, strict=True)):
+        bottom = channel * (height + gap) + height
+        draw.line((0, bottom, chart.width, bottom), fill="lightgrey")
+        for value, share in enumerate(row):
+            top = bottom - round(share / max(row) * (height - 4))
+            draw.rectangle((value * width, top, value * width + width - 1, bottom), fill=colour)
+        x = int(level) * width + 1
+        draw.polygon([(x, bottom + 1), (x - 5, bottom + 8), (x + 5, bottom + 8)], fill="black")
+    return chart
 
 
 class NotebookCanvas:

@@ -1,0 +1,112 @@
+"""What the page's tabs share: settings, the chosen picture, live drawing, errors as messages."""
+
+import inspect
+import tempfile
+import time
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+
+import app_logic as logic
+import gradio as gr
+import torch
+from app_logic import Chosen
+
+from util.classes import class_title
+from util.errors import one_line
+
+HEAVY = dict(concurrency_id="model", concurrency_limit=1)  # one drawing at a time
+HISTORY, PAUSE = 24, 0.15  # pictures; seconds between two canvases
+
+
+def spoken(function: Callable) -> Callable:
+    """Errors of users, and of too little memory, as messages on the page."""
+
+    def say(error: Exception) -> gr.Error:
+        if isinstance(error, ValueError):
+            return gr.Error(one_line(error) if len(str(error)) > 400 else str(error), title="That does not work")
+        return gr.Error("not enough memory for that: fewer pictures may fit", title="Too much")
+
+    @wraps(function)
+    def streaming(*arguments):
+        try:
+            yield from function(*arguments)
+        except (ValueError, torch.OutOfMemoryError) as error:
+            raise say(error) from None
+
+    @wraps(function)
+    def plain(*arguments):
+        try:
+            return function(*arguments)
+        except (ValueError, torch.OutOfMemoryError) as error:
+            raise say(error) from None
+
+    return streaming if inspect.isgeneratorfunction(function) else plain
+
+
+class Page:
+    """What the tabs share: the model, and the chosen picture that they work on."""
+
+    def __init__(self, model, max_batch: int):
+        """To be called inside gradio.Blocks."""
+        self.model, self.max_batch, self.side = model, max_batch, model.img_size_list[0]
+        self.chosen, self.history = gr.State(), gr.State([])
+        self.gallery = gr.Gallery(
+            format="png", columns=8, height=None, interactive=False, show_label=False, allow_preview=False, render=False,
+            buttons=[], elem_id="history",
+        )  # fmt: skip
+        names = [(class_title(label, model.class_names), label) for label in range(model.class_num)]
+        self.classes = [("(no class)", -1), *names]
+        self.folder = Path(tempfile.mkdtemp(prefix="fractalgen-"))
+
+    def class_menu(self, label: str, value: int) -> gr.Dropdown:
+        return gr.Dropdown(self.classes, value=min(value, self.model.class_num - 1), label=label, filterable=True)
+
+    def settings(self) -> list:
+        """Components of the settings: seed, guidance, temperature, steps of each level."""
+        defaults = self.model.sampling_defaults
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+        guidance = gr.Slider(1, max(10.0, 2 * defaults.guidance_scale), defaults.guidance_scale, step=0.1, label="Guidance")
+        with gr.Accordion("Temperature, steps per level", open=False):
+            gr.Markdown("A higher temperature is sharper; an AR level takes one step a patch whatever it says.")
+            temperature = gr.Slider(0.5, 2, defaults.temperature, step=0.01, label="Temperature")
+            steps = [
+                gr.Slider(1, generator.spec.num_patches, number, step=1, label=f"Steps, level {level}")
+                for level, (generator, number) in enumerate(
+                    zip(self.model.generators, defaults.num_inference_steps, strict=True)
+                )
+            ]
+        return [seed, guidance, temperature, *steps]
+
+    def stream(self, drawing, caption: str, label: int | None, settings: dict, history: list):
+        """Events of `logic.watch` -> values of (live, gallery, download, history), live ones while it grows."""
+        shown = -1.0
+        for kind, told in drawing:
+            if kind == "step" and time.monotonic() - shown >= PAUSE:
+                shown = time.monotonic()
+                yield logic.canvas(*told), gr.skip(), gr.skip(), gr.skip()
+        steps, seed = settings["num_inference_steps"], settings["seed"]
+        drawn = [
+            Chosen(image, f"{caption}, seed {seed}, picture {index}", label, seed, index, steps)
+            for index, image in enumerate(told)
+        ]
+        shown = logic.figures([logic.figure(image) for image in told], small=len(told) > 2)
+        path = logic.save_download(told, Path(tempfile.mkdtemp(dir=self.folder)))
+        history = [*drawn, *history][:HISTORY]
+        yield shown, [one.image for one in history], gr.DownloadButton(value=path, interactive=True), history
+
+    def result(self) -> list:
+        """Where drawings appear: the canvas, the download, the history."""
+        live = gr.HTML(elem_classes="live")
+        return [live, self.gallery, gr.DownloadButton("Download PNG", interactive=False), self.history]
+
+    def show_history(self) -> None:
+        """The gallery of what was drawn, newest first; a click chooses."""
+        with gr.Column():
+            gr.Markdown("**History.** Click on a picture to work on it.")
+            self.gallery.render()
+
+        def choose(history: list, event: gr.SelectData) -> Chosen:
+            return history[event.index]
+
+        self.gallery.select(choose, self.history, self.chosen)

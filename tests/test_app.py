@@ -1,0 +1,288 @@
+"""The page: its logic, and all of it in headless Chromium, where what is downloaded is held against the pixels that were known."""
+
+import io
+import shutil
+import socket
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import opinionated, random_levels, tiny_model
+from util.errors import UserError
+from util.live import Stopped, watch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
+import app
+import app_logic as logic
+
+NAMES = ("face", "<b>heart</b>", "hand", "cat")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+WAIT = 60_000  # ms
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = opinionated(tiny_model("guided"))
+    model.class_names = NAMES
+    return model
+
+
+def picture(seed: int = 0, side: int = 8) -> Image.Image:
+    return Image.fromarray(random_levels(1, side, seed)[0].permute(1, 2, 0).numpy())
+
+
+def layer(side: int, rows: slice, columns: slice) -> np.ndarray:
+    painted = np.zeros((side, side, 4), np.uint8)
+    painted[rows, columns] = (255, 45, 149, 255)
+    return painted
+
+
+def test_what_is_painted_and_what_is_boxed():
+    mask = logic.region(False, (), [layer(80, slice(20, 40), slice(10, 43)), layer(80, slice(0, 3), slice(0, 80))], 8)
+    expected = np.zeros((8, 8), bool)
+    expected[2:4, 1:4] = True  # the last column up to 3 of 10: not a third of its square, so 4 is not in
+    assert (mask == expected).all()
+    assert logic.region(True, (1, 2, 3, 4), [], 8).sum() == 12
+    for arguments in ((False, (), []), (True, (1, None, 3, 4), []), (True, (7, 7, 3, 3), [])):
+        with pytest.raises(UserError):
+            logic.region(*arguments, 8)
+
+
+def test_uploads_keep_pixels_where_they_can(tmp_path):
+    for side in (5, 8, 30):
+        picture(side=side).save(tmp_path / f"{side}.png")
+    small, exact, large = (logic.upload(tmp_path / f"{side}.png", 8)[0] for side in (5, 8, 30))
+    assert (np.asarray(small.image) == np.asarray(picture(side=5))).all()
+    assert (np.asarray(exact.image) == np.asarray(picture())).all()
+    assert large.image.size == (8, 8)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"bad\.png"):
+        logic.upload(tmp_path / "bad.png", 8)
+
+
+def test_downloads_are_png_to_the_bit(tmp_path):
+    one = logic.save_download([picture()], tmp_path)
+    assert Image.open(one).format == "PNG"
+    assert (np.asarray(Image.open(one)) == np.asarray(picture())).all()
+    with zipfile.ZipFile(logic.save_download([picture(0), picture(1)], tmp_path)) as archive:
+        second = Image.open(io.BytesIO(archive.read("0001.png")))
+    assert (np.asarray(second) == np.asarray(picture(1))).all()
+
+
+def test_settings_out_of_range_are_named(model):
+    good = dict(seed=1, guidance=2.0, temperature=1.0, steps=(4, 4), labelled=True)
+    assert logic.check_settings(model, **good)["num_inference_steps"] == (4, 4)
+    bad = {
+        "seed": (None, -1, 0.5, 2**60),
+        "guidance": (0.5, None),
+        "temperature": (0, None),
+        "steps": ((4,), (0, 4), (None, 4)),
+    }
+    for name, values in bad.items():
+        for value in values:
+            with pytest.raises(UserError):
+                logic.check_settings(model, **{**good, name: value})
+    for number in (0, 17, None):
+        with pytest.raises(UserError, match="from 1 to 16"):
+            logic.check_number(number, 16, "the number of pictures")
+
+
+def test_likelihood_and_posterior_are_the_models_own(model):
+    chosen = logic.Chosen(picture(), "a picture")
+    bits = -model.log_likelihood(chosen.image, 1, num_orders=2, progress_bar=False).bits.item()
+    shown = logic.likelihood(model, chosen, 1, 2)
+    assert f"{bits:.1f} bits, {bits / 192:.4f} bits per dimension" in shown
+    assert "&lt;b&gt;heart" in shown
+    assert "<b>heart" not in shown
+    shares = logic.posterior(model, chosen, [0, 2], 2, most=4)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["hand (2)"] == pytest.approx(
+        model.classify(chosen.image, [0, 2], num_orders=2, progress_bar=False)[0, 1].item()
+    )
+    with pytest.raises(UserError, match="2 to 4 classes"):
+        logic.posterior(model, chosen, [0], 2, most=4)
+
+
+def test_looking_inside_shows_each_level_and_softmax(model):
+    inside, shown = logic.look(model, logic.Chosen(picture(), "a picture", 1), (5, 2))
+    assert len(inside.places) == 2
+    assert shown.count("<img") == 2 + 2 + 2  # levels; softmaxes of guiding pixel and pixel; their maps
+    assert logic.choices_of_patches(model, (5, 2))[1:] == [("the 2 x 2 patch of level 0", (4, 2, 2)), ("the pixel", (5, 2, 1))]
+
+
+def test_watching_yields_each_step_then_the_result_and_ends_the_work_when_nobody_watches(model):
+    settings = logic.check_settings(model, 3, 2.0, 1.0, (5, 4), True)
+    events = list(logic.draw(model, 1, 2, settings))
+    assert [kind for kind, _ in events[-2:]] == ["step", "result"]
+    assert sorted({told[0] for kind, told in events if kind == "step"}) == list(range(5))
+    assert len(events) > 2 * 5  # the steps of level 1 too
+    own = model.generate([1, 1], **settings, output_type="np")
+    assert (np.stack([np.asarray(image) for image in events[-1][1]]) == own).all()
+
+    ended = []
+
+    def work(callback):
+        try:
+            while True:
+                callback(1)
+                time.sleep(1e-3)
+        except Stopped:
+            ended.append(threading.current_thread())
+            raise
+
+    watched = watch(work)
+    next(watched)
+    watched.close()
+    assert len(ended) == 1
+    assert not ended[0].is_alive()
+    with pytest.raises(ZeroDivisionError):
+        list(watch(lambda callback: 1 / 0))
+
+
+def test_the_address_is_local_and_what_is_bounded_is_said(capsys):
+    args = app.get_parser().parse_args([])
+    assert (args.host, args.max_batch, args.max_upload) == ("127.0.0.1", 16, "8mb")
+    for flags in ("--model /nowhere/at/all", "--max_batch 0"):
+        with pytest.raises(SystemExit):
+            app.main(flags.split())
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def address(model, tmp_path_factory):
+    """The page, served in a thread."""
+    pytest.importorskip("gradio", reason="pip install -e '.[app]'")
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    model.save_pretrained(folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    blocks = app.launch(
+        app.get_parser().parse_args(["--model", str(folder), "--device", "cpu", "--port", str(port)]), wait=False
+    )
+    yield f"http://127.0.0.1:{port}"
+    blocks.close()
+
+
+@pytest.fixture
+def browser(address):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    with playwright.sync_playwright() as api:
+        opened = api.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = opened.new_page(viewport={"width": 1200, "height": 900})
+        page.set_default_timeout(WAIT)
+        playwright.expect.set_options(timeout=WAIT)
+        page.goto(address)
+        page.get_by_role("button", name="Generate", exact=True).wait_for()
+        yield page
+        opened.close()
+
+
+def press(page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).locator("visible=true").click()
+
+
+def download(page) -> list[np.ndarray]:
+    """What the visible download button gives: pictures (8, 8, 3)."""
+    with page.expect_download() as waiting:
+        page.locator("button:visible", has_text="Download PNG").click()
+    path = Path(waiting.value.path())
+    if waiting.value.suggested_filename.endswith(".png"):
+        return [np.asarray(Image.open(path))]
+    with zipfile.ZipFile(path) as archive:
+        assert all(archive.read(name).startswith(b"\x89PNG") for name in archive.namelist())
+        return [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in sorted(archive.namelist())]
+
+
+def test_generate_paint_edit_and_download(browser, model):
+    from playwright.sync_api import expect
+
+    press(browser, "Generate")
+    expect(browser.locator("#thumb img")).to_be_visible()
+    drawn = download(browser)
+    assert (np.stack(drawn) == model.generate([0] * 4, seed=0, output_type="np", progress_bar=False)).all()
+
+    browser.locator("#history button").nth(2).click()
+    expect(browser.locator("#thumb")).to_contain_text("picture 2")
+    browser.get_by_role("tab", name="Edit").click()
+    browser.wait_for_timeout(1000)  # until the editor has drawn its background
+    canvas = browser.locator("#editor canvas").first
+    place = canvas.bounding_box()
+    middle = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
+    browser.mouse.move(*middle)
+    browser.mouse.down()
+    browser.mouse.move(middle[0] + 40, middle[1], steps=5)
+    browser.mouse.up()
+    browser.wait_for_timeout(500)
+    press(browser, "Edit")
+    expect(browser.locator("button:visible", has_text="Download PNG")).to_be_enabled()
+    edited = np.stack(download(browser))
+    changed = (edited != drawn[2]).any((0, 3))
+    assert len(edited) == 4
+    assert changed[3:5, 3:6].any()
+    assert not changed[:, :2].any()  # far from the stroke, which goes from the middle to the right
+    assert not changed[[0, 1, 6, 7]].any()
+
+
+def test_upload_uncrop_look_again_and_read(browser, model, tmp_path):
+    from playwright.sync_api import expect
+
+    known = np.asarray(picture(7))
+    Image.fromarray(known).save(tmp_path / "known.png")
+    browser.locator("#upload input[type=file], input[type=file]").first.set_input_files(tmp_path / "known.png")
+    expect(browser.locator("#thumb")).to_contain_text("known.png")
+
+    browser.get_by_role("tab", name="Edit").click()
+    browser.get_by_label("Keep only it").check()
+    browser.get_by_label("A box instead of the brush").check()
+    for name, value in zip(("x", "y", "width", "height"), (1, 2, 4, 3), strict=True):
+        browser.get_by_label(name, exact=True).locator("visible=true").fill(str(value))
+    press(browser, "Edit")
+    expect(browser.locator("button:visible", has_text="Download PNG")).to_be_enabled()
+    uncropped = np.stack(download(browser))
+    box = logic.box_mask(8, (1, 2, 4, 3)).numpy()
+    assert (uncropped[:, box] == known[box]).all()
+    assert (uncropped[:, ~box] != known[~box]).any(-1).mean() > 0.8
+
+    browser.get_by_role("tab", name="Look inside").click()
+    picture_place = browser.locator("#inside img").bounding_box()
+    browser.locator("#inside img").click(position={"x": picture_place["width"] * 0.7, "y": picture_place["height"] * 0.3})
+    browser.get_by_label("the pixel").check()  # pixel (5, 2)
+    press(browser, "Draw it again")
+    expect(browser.locator("button:visible", has_text="Download PNG")).to_be_enabled()
+    again = np.stack(download(browser))
+    rest = np.ones((8, 8), bool)
+    rest[2, 5] = False
+    assert (again[:, rest] == known[rest]).all()
+    assert (again[:, 2, 5] != known[2, 5]).any()
+
+    browser.get_by_role("tab", name="Likelihood").click()
+    press(browser, "Read")
+    bits = -model.log_likelihood(known, num_orders=2, progress_bar=False).bits.item()
+    expect(browser.locator("h4:visible", has_text="bits per dimension")).to_contain_text(f"{bits:.1f} bits")
+    press(browser, "Which class?")
+    expect(browser.locator("[data-testid=label-output-value]")).to_contain_text("(")
+
+
+def test_errors_are_messages_and_a_phone_needs_no_sideways_scrolling(browser, tmp_path):
+    from playwright.sync_api import expect
+
+    browser.set_viewport_size({"width": 390, "height": 800})
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    browser.locator("#upload input[type=file], input[type=file]").first.set_input_files(tmp_path / "bad.png")
+    expect(browser.get_by_test_id("toast-body")).to_contain_text("cannot be read as a picture")
+    for name in ("Edit", "Look inside", "Likelihood", "Generate"):
+        browser.get_by_role("tab", name=name).click()
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+    browser.get_by_role("tab", name="Likelihood").click()
+    press(browser, "Read")
+    expect(browser.get_by_test_id("toast-body").last).to_contain_text("there is no picture yet")
+    assert "Traceback" not in browser.content()
