@@ -35,7 +35,7 @@ def enlarge(picture: Image.Image, side: int = 256) -> Image.Image:
 
 
 def heat_map(values, high: float | None = None, low: float = 0.0, colours: str = "inferno") -> Image.Image:
-    """Numbers (H, W) on the host -> an RGB picture of that size; `colours` names a colour map of matplotlib, from `low` to `high`
+    """Numbers (H, W) on the host -> an RGB picture of that size; `colours` is a colour map of matplotlib, from `low` to `high`
     (default: the largest)."""
     from matplotlib import colormaps
 
