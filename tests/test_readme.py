@@ -74,12 +74,8 @@ def test_snippets_are_python_and_name_what_exists():
 def test_files_that_it_names_are_there():
     assert [path for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README) if not (ROOT / path).exists()] == []
     listing = next(block for block in blocks("") if "main_fractalgen.py" in block)
-    folder, missing = "", []
-    for path in re.findall(r"\b((?:models|util|tests|demo)/)?(\w+\.(?:py|ipynb))\b", listing):
-        folder = path[0] or folder
-        if not ((ROOT / folder / path[1]).exists() or (ROOT / path[1]).exists()):
-            missing.append("".join(path))
-    assert missing == []
+    there = {path.name for folder in (".", "models", "util", "demo", "tests") for path in (ROOT / folder).iterdir()}
+    assert set(re.findall(r"\b\w+\.(?:py|ipynb)\b", listing)) - there == set()
 
 
 def test_every_module_is_listed():
