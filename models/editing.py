@@ -7,19 +7,20 @@ the levels below it in the patches before. For surroundings that matter on all s
 Letters: B pictures, H picture side.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from models.constraints import Constraint
 from models.given import Given
 from util.errors import UserError
 from util.inputs import to_level_batch, to_mask_batch
 from util.pixels import normalize
 
 
-def edit(model, image, mask, class_labels=None, *, num_results: int = 1, constraint: Callable | None = None, **options):
+def edit(model, image, mask, class_labels=None, *, num_results: int = 1, constraint: Constraint | None = None, **options):
     """Repaints `image` where `mask` is white, and keeps every other pixel, to the bit.
 
     image         one or B pictures of the model's size: PIL, uint8 (B, H, H, 3) arrays, (B, 3, H, H) tensors, or floats 0..1

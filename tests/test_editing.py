@@ -104,7 +104,7 @@ def test_hidden_pixels_are_drawn_given_all_known_ones(kind, mask):
 
 def test_known_pixels_weigh_on_the_guiding_pixel():
     """A patch of which all but one pixel is known: its mean can hardly differ from theirs."""
-    model, hidden = opinionated(tiny_model("guided")), torch.zeros(1, 2, 2, dtype=torch.bool)
+    hidden = torch.zeros(1, 2, 2, dtype=torch.bool)
     hidden[0, 0, 0] = True
     levels = torch.full((1, 3, 2, 2), 200, dtype=torch.uint8)
     given = Given(normalize(levels), hidden)
@@ -114,7 +114,22 @@ def test_known_pixels_weigh_on_the_guiding_pixel():
     assert weights.argmax().item() == 200
     nothing_known = Given(normalize(levels), torch.ones_like(hidden))
     assert (nothing_known.guide_weights(0, torch.zeros(1, 0, dtype=torch.long)) == 0).all()
-    assert model.generators[1].spec.guiding_pixel
+
+
+def test_the_sampler_draws_guiding_pixels_given_what_is_known():
+    model, hidden, met = opinionated(tiny_model("guided")), torch.zeros(1, 8, 8, dtype=torch.bool), []
+    hidden[0, 0, 0] = True
+
+    def pick(probs, uniforms):
+        met.append(probs)
+        return probs.argmax(-1)
+
+    levels = torch.full((1, 3, 8, 8), 200, dtype=torch.uint8)
+    conds = [model.fake_latent] * model.num_conds
+    model.sample(conds, (1, 1), pick=pick, given=Given(normalize(levels), hidden))
+    assert len(met) == 6  # R, G, B of the guiding pixel and of the hidden one
+    for probs in met[:3]:
+        assert probs[0, 150:215].sum().item() == pytest.approx(1)
 
 
 def test_pictures_of_other_masks_are_each_as_if_alone(kind):
