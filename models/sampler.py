@@ -116,20 +116,22 @@ def draw_hidden(sampler, conds, guidance: Guidance, noise: Noise, num_iter_list,
     pictures = given.pictures.clone()
     if len(rows):
         *these, hidden = some(conds, guidance, noise, given, rows)
-        pictures[rows.to(pictures.device)] = sampler.draw(*these, num_iter_list, on_step, hidden)
+        watch = on_step and Shown(on_step, given).of(rows)
+        pictures[rows.to(pictures.device)] = sampler.draw(*these, num_iter_list, watch, hidden)
     return pictures
 
 
 class Shown:
-    """The canvas of pictures of which some are drawn after others, for a step callback."""
+    """The canvas of pictures of which some are drawn after others, or not at all, for a step callback. num_steps: of all of
+    them; None: as those say that are drawn."""
 
-    def __init__(self, on_step: Callable, given: Given, num_steps: int):
+    def __init__(self, on_step: Callable, given: Given, num_steps: int | None = None):
         self.on_step, self.canvas, self.num_steps, self.step = on_step, given.shown(), num_steps, 0
 
     def of(self, rows: Tensor) -> Callable:
         def on_step(step: int, num_steps: int, canvas: Tensor) -> None:
             self.canvas = self.canvas.index_copy(0, rows.to(canvas.device), canvas)
-            self.on_step(self.step, self.num_steps, self.canvas)
+            self.on_step(self.step, self.num_steps or num_steps, self.canvas)
             self.step += 1
 
         return on_step
