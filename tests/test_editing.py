@@ -233,8 +233,40 @@ def test_a_larger_picture_is_edited_in_windows():
     assert (out == image)[:, ~mask].all()
     assert (out != image)[:, mask].mean() > 0.8
     assert (out[0] != out[1]).any()
+
+
+def test_windows_take_one_picture_of_the_models_size_or_more():
+    model, levels, mask = tiny_model(), random_levels(2, 24), np.ones((2, 24, 24))
     with pytest.raises(UserError, match="image of 24 x 7 pixels is smaller than the model's 8 x 8"):
-        edit_tiled(model, levels[:, :, :7], mask[:7], 1)
+        edit_tiled(model, levels[:1, :, :7], mask[0, :7])
+    for images, masks in ((levels, mask[0]), (levels[0], mask)):
+        with pytest.raises(UserError, match=r"[12] images and [12] masks; give one of each"):
+            edit_tiled(model, images, masks)
+    with pytest.raises(UserError, match="num_results 0 must be at least 1"):
+        edit_tiled(model, levels[0], mask[0], num_results=0)
+    with pytest.raises(TypeError, match="output_type"):
+        edit_tiled(model, levels[0], mask[0], output_type="pil")
+
+
+def test_a_model_in_training_is_edited_without_dropout_and_stays_in_training():
+    model, levels, mask = opinionated(tiny_model()), random_levels(1, 8), ODD_MASKS["scattered"]
+    expected = model.edit(levels, mask, 1, **QUIET)
+    assert (model.train().edit(levels, mask, 1, **QUIET) == expected).all()
+    assert all(module.training for module in model.modules())
+
+
+def test_a_model_without_classes_is_edited():
+    model, levels, mask = tiny_model(class_num=0), random_levels(2, 8), ODD_MASKS["scattered"]
+    assert (model.edit(levels, mask, num_results=2, **QUIET)[::2] == numpy(levels))[:, ~mask].all()
+    with pytest.raises(ValueError, match="the model has no classes: leave class_labels out"):
+        model.edit(levels, mask, 0, **QUIET)
+
+
+def test_refresh_edits_too():
+    model, levels, mask = opinionated(tiny_model("guided")), random_levels(1, 8), ODD_MASKS["a box across patches"]
+    out = model.edit(levels, mask, 1, refresh=2, **QUIET)
+    assert (out == numpy(levels))[:, ~mask].all()
+    assert (out != model.edit(levels, mask, 1, **QUIET)).any()  # approximate
 
 
 @pytest.mark.parametrize(
