@@ -7,7 +7,7 @@
                                                   canvas, and all around it is painted
 
 X Y W H and masks are in pixels of IMAGE, which may have any size: one that is not of the model's is first cropped and
-shrunk to it as for training (ADM's crop), and so is the mask; or with --tile repainted at its own size, in windows of the
+scaled to it as for training (ADM's crop), and so is the mask; or with --tile repainted at its own size, in windows of the
 model's. Writes OUT.png, several results as OUT-1.png, …, and OUT-sheet.png: before, mask, after.
 """
 
@@ -75,37 +75,35 @@ def prepare(args: argparse.Namespace, side: int) -> tuple[Image.Image, np.ndarra
     if args.uncrop:
         x, y, size = args.uncrop
         mask = ~box_mask(side, (x, y, size, size)).numpy()
+        if not mask.any():
+            raise UserError(f"nothing to repaint: a picture of {size} x {size} pixels fills the model's canvas")
         canvas = Image.new("RGB", (side, side), "grey")
         canvas.paste(center_crop_arr(image, size), (x, y))
-        print(f"{args.image} ({image.width} x {image.height}) was cropped and shrunk to {size} x {size}")
+        if image.size != (size, size):
+            print(f"{args.image} ({image.width} x {image.height}) was cropped and scaled to {size} x {size}")
         return canvas, mask
     if args.mask:
         mask = to_mask_batch(open_exact(args.mask), (image.height, image.width))[0].numpy()
     else:
-        x, y, width, height = args.box or args.outpaint
-        if not (x >= 0 and y >= 0 and width > 0 and height > 0 and x + width <= image.width and y + height <= image.height):
-            raise UserError(
-                f"box {x} {y} {width} {height} is not within the {image.width} x {image.height} pixels of {args.image}"
-            )
-        mask = np.zeros((image.height, image.width), bool)
-        mask[y : y + height, x : x + width] = True
+        mask = box_mask((image.height, image.width), args.box or args.outpaint).numpy()
         mask = mask if args.box else ~mask
+    if not mask.any():
+        raise UserError("nothing to repaint: the mask has no white pixel (white is repainted)")
     if args.tile or image.size == (side, side):
         return image, mask
     print(
-        f"{args.image} ({image.width} x {image.height}) was cropped and shrunk to the model's {side} x {side}; --tile does not"
+        f"{args.image} ({image.width} x {image.height}) was cropped and scaled to the model's {side} x {side}; --tile does not"
     )
     touched = np.asarray(center_crop_arr(Image.fromarray(np.uint8(mask) * 255), side)) > 2
+    if not touched.any():
+        raise UserError("nothing to repaint: all that is white was cropped away; --tile crops nothing")
     return center_crop_arr(image, side), touched
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser, args = parse(arguments)
-    with parser.one_line_errors():
-        try:
-            run(args)
-        except (ValueError, OSError) as error:
-            raise UserError(str(error)) from error
+    with parser.one_line_errors(ValueError, OSError):
+        run(args)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -113,8 +111,6 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"-o {args.output}: must end in .png; other kinds would change known pixels")
     model = load(args.model, args.device)
     image, mask = prepare(args, model.img_size_list[0])
-    if not mask.any():
-        raise UserError("nothing to repaint: the mask has no white pixel (white is repainted)")
     given = {"guidance_scale": args.cfg, "temperature": args.temperature, "num_inference_steps": args.num_iter}
     options = {
         name: values[0] if len(values) == 1 and "steps" not in name else values for name, values in given.items() if values

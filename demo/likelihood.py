@@ -44,11 +44,8 @@ def parse(arguments: list[str] | None) -> tuple[Parser, argparse.Namespace]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser, args = parse(arguments)
-    with parser.one_line_errors():
-        try:
-            run(args)
-        except (ValueError, OSError) as error:
-            raise UserError(str(error)) from error
+    with parser.one_line_errors(ValueError, OSError):
+        run(args)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -57,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     model = load(args.model, args.device)
     image, side = open_exact(args.image), model.img_size_list[0]
     if image.size != (side, side):
-        print(f"{args.image} ({image.width} x {image.height}) was cropped and shrunk to the model's {side} x {side}")
+        print(f"{args.image} ({image.width} x {image.height}) was cropped and scaled to the model's {side} x {side}")
         image = center_crop_arr(image, side)
     label = None if args.label is None else find_class(args.label, model.class_names, model.class_num)
     settings = dict(num_orders=args.num_orders, num_inference_steps=args.num_iter, seed=args.seed, progress_bar=False)

@@ -12,8 +12,8 @@ from util.pixels import NUM_LEVELS
 
 
 class Constraint:
-    """Which values of a channel are allowed. A subclass gives `__call__`, and says whether a guiding pixel, the mean of
-    allowed pixels, fulfils it too."""
+    """Which values of a channel are allowed. A subclass gives `__call__`, and says whether the mean of pixels that fulfil it
+    does so too, which then bounds guiding pixels."""
 
     holds_for_means = False
 
@@ -32,10 +32,9 @@ class Grey(Constraint):
     holds_for_means = True
 
     def __call__(self, channel: int, drawn: Tensor, reference: Tensor) -> Tensor:
-        values = torch.arange(NUM_LEVELS, device=reference.device)
-        return (
-            values == drawn[:, :1] if channel else torch.ones(len(reference), NUM_LEVELS, dtype=bool, device=reference.device)
-        )
+        if channel == 0:
+            return torch.ones(len(reference), NUM_LEVELS, dtype=torch.bool, device=reference.device)
+        return torch.arange(NUM_LEVELS, device=reference.device) == drawn[:, :1]
 
 
 class Within(Constraint):

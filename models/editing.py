@@ -7,19 +7,21 @@ the levels below it in the patches before. For surroundings that matter on all s
 Letters: B pictures, H picture side.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from models.constraints import Constraint
 from models.given import Given
+from models.sampling import labels_of_each
 from util.errors import UserError
 from util.inputs import to_level_batch, to_mask_batch
 from util.pixels import normalize
 
 
-def edit(model, image, mask, class_labels=None, *, num_results: int = 1, constraint: Callable | None = None, **options):
+def edit(model, image, mask, class_labels=None, *, num_results: int = 1, constraint: Constraint | None = None, **options):
     """Repaints `image` where `mask` is white, and keeps every other pixel, to the bit.
 
     image         one or B pictures of the model's size: PIL, uint8 (B, H, H, 3) arrays, (B, 3, H, H) tensors, or floats 0..1
@@ -35,25 +37,18 @@ def edit(model, image, mask, class_labels=None, *, num_results: int = 1, constra
 
     Raises ValueError for pictures, masks or settings out of range.
     """
-    side = model.img_size_list[0]
-    levels = to_level_batch(image)
-    if tuple(levels.shape[2:]) != (side, side):
-        height, width = levels.shape[2:]
-        raise UserError(
-            f"image of {width} x {height} pixels for a model of {side} x {side}; crop it (util.crop.center_crop_arr), "
-            "or place it in a larger canvas (model.uncrop)"
-        )
-    hidden = to_mask_batch(mask, (side, side))
-    if num_results < 1:
-        raise UserError(f"num_results {num_results} must be at least 1")
+    side, device = model.img_size_list[0], model.fake_latent.device
+    levels, hidden = to_level_batch(image, side), to_mask_batch(mask, (side, side))
     pictures = len(levels) if len(hidden) == 1 else len(hidden)
     if len(levels) not in (1, pictures):
         raise UserError(f"{len(levels)} images and {len(hidden)} masks; give one of either, or as many")
-    device = model.fake_latent.device
-    levels = levels.to(device).expand(pictures, -1, -1, -1).repeat_interleave(num_results, dim=0)
-    hidden = hidden.expand(pictures, -1, -1).repeat_interleave(num_results, dim=0)
+    labels = labels_of_each(class_labels, model.class_num, pictures)
+    if labels is not None:
+        labels = [label for label in labels for _ in range(num_results)]
+    levels = _several(levels.to(device).expand(pictures, -1, -1, -1), num_results)
+    hidden = _several(hidden.expand(pictures, -1, -1), num_results)
     given = Given(normalize(levels, dtype=model.generator.dtype), hidden, constraint)
-    return model.generate(_labels(class_labels, pictures, num_results), num_pictures=len(hidden), given=given, **options)
+    return model.generate(labels, num_pictures=len(hidden), given=given, **options)
 
 
 def outpaint(model, image, box: Sequence[int], class_labels=None, **options):
@@ -85,21 +80,30 @@ def edit_tiled(model, image, mask, class_labels=None, *, num_results: int = 1, s
     """
     levels, side = to_level_batch(image), model.img_size_list[0]
     height, width = levels.shape[2:]
-    hidden = to_mask_batch(mask, (height, width))[0].clone()
-    if len(levels) != 1 or min(height, width) < side:
-        raise UserError(f"image of {width} x {height} pixels is smaller than the model's {side} x {side}, or not just one")
-    levels = levels.repeat(num_results, 1, 1, 1)
+    masks = to_mask_batch(mask, (height, width))
+    if len(levels) != 1 or len(masks) != 1:
+        raise UserError(f"{len(levels)} images and {len(masks)} masks; give one of each")
+    if min(height, width) < side:
+        raise UserError(f"image of {width} x {height} pixels is smaller than the model's {side} x {side}")
+    levels, hidden = _several(levels, num_results), masks[0].clone()
     for y in _starts(hidden.any(1), side):
         for x in _starts(hidden.any(0), side):
             here = (..., slice(y, y + side), slice(x, x + side))
             if hidden[here].any():
-                options.update(
-                    seed=seed, output_type="np", indices=[(y * width + x) * num_results + i for i in range(num_results)]
+                indices = [(y * width + x) * num_results + i for i in range(num_results)]
+                drawn = edit(
+                    model, levels[here], hidden[here], class_labels, seed=seed, output_type="np", indices=indices, **options
                 )
-                drawn = edit(model, levels[here], hidden[here], class_labels, **options)
                 levels[here] = torch.from_numpy(drawn).permute(0, 3, 1, 2).to(levels.device)
                 hidden[here] = False
     return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _several(pictures: Tensor, num_results: int) -> Tensor:
+    """Each of (B, …) so many times, one after the other."""
+    if num_results < 1:
+        raise UserError(f"num_results {num_results} must be at least 1")
+    return pictures.repeat_interleave(num_results, dim=0)
 
 
 def _starts(lines: Tensor, side: int) -> list[int]:
@@ -114,22 +118,13 @@ def _starts(lines: Tensor, side: int) -> list[int]:
     return sorted({min(start, last) for start in starts})
 
 
-def box_mask(side: int, box: Sequence[int]) -> Tensor:
-    """(side, side) bool, True inside the box (x, y, width, height), in pixels. UserError where it is not within the picture."""
+def box_mask(size: int | tuple[int, int], box: Sequence[int]) -> Tensor:
+    """(H, W) bool, True inside the box (x, y, width, height), in pixels; `size` is (H, W), or the side of a square. UserError
+    where the box is not within it."""
+    rows, columns = (size, size) if isinstance(size, int) else size
     x, y, width, height = box
-    if not (x >= 0 and y >= 0 and width >= 1 and height >= 1 and x + width <= side and y + height <= side):
-        raise UserError(f"box {x} {y} {width} {height} (x, y, width, height) is not within the {side} x {side} pixels")
-    mask = torch.zeros(side, side, dtype=torch.bool)
+    if not (x >= 0 and y >= 0 and width >= 1 and height >= 1 and x + width <= columns and y + height <= rows):
+        raise UserError(f"box {x} {y} {width} {height} (x, y, width, height) is not within the {columns} x {rows} pixels")
+    mask = torch.zeros(rows, columns, dtype=torch.bool)
     mask[y : y + height, x : x + width] = True
     return mask
-
-
-def _labels(labels, pictures: int, num_results: int) -> list | None:
-    """One for each result, in the order of the results."""
-    if labels is None:
-        return None
-    labels = labels.tolist() if hasattr(labels, "tolist") else labels
-    labels = list(labels) if isinstance(labels, Sequence) else [labels]
-    if len(labels) not in (1, pictures):
-        raise UserError(f"{len(labels)} class_labels for {pictures} pictures; give one, or one each")
-    return [label for label in labels * (pictures if len(labels) == 1 else 1) for _ in range(num_results)]

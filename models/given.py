@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.constraints import Constraint
-from models.patches import patchify
+from models.patches import patchify, take
 from util.pixels import NUM_LEVELS, to_levels
 
 SPREAD = 12.0  # levels; see Given.guide_weights
@@ -68,43 +68,49 @@ class Given:
 
     def in_order(self, patch_size: int, order: Tensor) -> "PatchesGiven":
         """What is given of the patches, sorted as in `order` (N, L)."""
-        at = torch.arange(len(order), device=order.device)[:, None]
-        patches, hidden = patchify(self.pictures, patch_size)[at, order], patchify(self.hidden[:, None].float(), patch_size)
-        return PatchesGiven(self, patch_size, patches, hidden[at.cpu(), order.cpu()].bool())  # sync
+        patches, hidden = patchify(self.pictures, patch_size), patchify(self.hidden[:, None].float(), patch_size)
+        return PatchesGiven(self, patch_size, take(patches, order), take(hidden, order.cpu()).bool())  # sync
 
-    def pixel_weights(self, channel: int, drawn: Tensor) -> Tensor | None:
+    def pixel_weights(self, channel: int, drawn: Tensor) -> Tensor:
         """Of pictures of one pixel: log-weights (N, 256), 0 or -inf, of a channel, those before it (N, channel) drawn."""
-        if self.constraint is None:
-            return None
-        allowed = self.constraint(channel, drawn, to_levels(self.pictures).flatten(1))
-        return forbid(allowed, f"constraint {self.constraint} allows no value of channel {'RGB'[channel]}")
+        return log_weights(self.allowed(channel, drawn, to_levels(self.pictures).flatten(1)))
 
-    def guide_weights(self, channel: int, drawn: Tensor) -> Tensor | None:
+    def allowed(self, channel: int, drawn: Tensor, reference: Tensor) -> Tensor:
+        """The constraint's answer (N, 256); ValueError where it allows nothing."""
+        allowed = self.constraint(channel, drawn, reference)
+        if not allowed.any(-1).all():  # sync
+            raise ValueError(f"constraint {self.constraint} allows no value of channel {'RGB'[channel]}")
+        return allowed
+
+    def guide_weights(self, channel: int, drawn: Tensor) -> Tensor:
         """Log-weights (N, 256) of the pictures' guiding pixels, given the known parts of the pictures.
 
         The guiding pixel g is the mean of all. Where a share f is hidden, the known mean lies f d away from it, d being the
         distance of hidden and known mean, which is mostly small and sometimes large: Cauchy, with the median SPREAD that
-        |d| has in 16-pixel patches of photographs, and 4-pixel ones of emoji. What no hidden values can make up is out.
+        |d| has in 16-pixel patches of photographs, and 4-pixel ones of emoji. What no hidden values can make up, to within a
+        level, is out; with a constraint that holds for means, what no mean of hidden pixels that fulfils it can.
         """
-        pixels = self.hidden.shape[-1] ** 2
+        pixels, hidden = self.hidden.shape[-1] ** 2, self.hidden[:, None].to(self.pictures.device)
         share = (self.hidden.flatten(1).sum(1) / pixels).to(self.pictures.device)[:, None]  # (N, 1)
-        seen = (~self.hidden).to(self.pictures.device)
-        levels = to_levels(self.pictures)[:, channel]
-        low = (levels * seen).flatten(1).sum(1, keepdim=True) / pixels  # (N, 1)
+        levels = to_levels(self.pictures)
+        known = (levels * ~hidden).flatten(2).sum(-1) / pixels  # (N, 3), what known pixels add to the mean of all
+        low = known[:, channel, None]
         values = torch.arange(NUM_LEVELS, device=low.device)
         away = (values * (1 - share) - low) / (1 - share).clamp(min=1 / pixels) / (share * SPREAD)
         weights = torch.where(share < 1, -torch.log1p(away**2), 0)
-        possible = (values >= low.floor()) & (values <= (low + share * (NUM_LEVELS - 1)).ceil())
+        guides = low + share * values  # (N, 256), by the mean of the hidden pixels
+        ends = torch.stack([guides.floor(), guides.ceil()]).long().clamp(max=NUM_LEVELS - 1)
         if self.constraint is not None and self.constraint.holds_for_means:
-            mean = to_levels(self.pictures.mean(-1).mean(-1))
-            possible = possible & (self.constraint(channel, drawn, mean) | (share < 1))  # known pixels need not fulfil it
-        return weights.masked_fill(~possible, -torch.inf)
+            drawn = ((drawn - known[:, :channel]) / share).round().long().clamp(0, NUM_LEVELS - 1)  # of the hidden pixels
+            reference = ((levels * hidden).flatten(2).sum(-1) / (share * pixels)).round().long()
+            ends = ends.masked_fill(~self.allowed(channel, drawn, reference), NUM_LEVELS)
+        possible = torch.zeros(len(low), NUM_LEVELS + 1, dtype=torch.bool, device=low.device)
+        possible = possible.scatter(1, torch.cat([*ends], dim=1), True)[:, :NUM_LEVELS]
+        return weights + log_weights(possible)
 
 
-def forbid(allowed: Tensor, error: str) -> Tensor:
-    """(N, 256) bool -> log-weights; ValueError where a row allows nothing."""
-    if not allowed.any(-1).all():  # sync
-        raise ValueError(error)
+def log_weights(allowed: Tensor) -> Tensor:
+    """(N, 256) bool -> 0 or -inf."""
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, -torch.inf)
 
 

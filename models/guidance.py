@@ -87,7 +87,7 @@ class Guidance:
         """Rows that both halves share, once for each half."""
         return torch.cat([x, x]) if self.doubled else x
 
-    def part(self, x: Tensor, rows: slice) -> Tensor:
+    def part(self, x: Tensor, rows: slice | Tensor) -> Tensor:
         """Those `rows` of each half."""
         return x.unflatten(0, (2, -1))[:, rows].flatten(0, 1) if self.doubled else x[rows]
 

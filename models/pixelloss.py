@@ -16,7 +16,7 @@ from models.noise import Noise
 from models.prepared import Linear, Norm, PreparedBlock, Setup
 from util.pixels import NUM_LEVELS, normalize, to_levels
 
-Weigh = Callable[[int, Tensor], Tensor | None]
+Weigh = Callable[[int, Tensor], Tensor]
 
 
 class OutputBias(nn.Module):
@@ -109,12 +109,13 @@ class PixelSampler:
         self, conds, guidance: Guidance, noise: Noise, num_iter_list=(), on_step=None, given: Given | None = None
     ) -> Tensor:
         """Conditions, each (h * N, cond_dim) -> normalised pixels (N, 3, 1, 1). As of a level with no steps of its own."""
-        return self.pixels(conds, guidance, noise, given and given.pixel_weights)[:, :, None, None]
+        weigh = given.pixel_weights if given is not None and given.constraint is not None else None
+        return self.pixels(conds, guidance, noise, weigh)[:, :, None, None]
 
     def pixels(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, weigh: Weigh | None = None) -> Tensor:
         """Conditions, each (h * N, cond_dim) -> normalised pixels (N, 3).
 
-        `weigh(channel, levels of the channels before it (N, channel))` may give log-weights (N, 256) for a channel's values.
+        `weigh(channel, levels of the channels before it (N, channel))` gives log-weights (N, 256) of a channel's values.
         """
         cond, uniforms = conds[0].to(self.dtype), noise.colour
         codes = self.codes(cond, guidance, uniforms) if weigh is None else self._codes(cond, guidance, uniforms, weigh)

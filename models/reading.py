@@ -17,8 +17,7 @@ from models.generator import Steps
 from models.likelihood import LN2, draw_steps
 from models.noise import Noise
 from models.patches import unpatchify
-from models.sampling import check_labels, eval_mode, validate_num_iters
-from util.errors import UserError
+from models.sampling import check_labels, eval_mode, labels_of_each, validate_num_iters
 from util.inputs import to_level_batch
 from util.pixels import normalize
 
@@ -59,7 +58,7 @@ def log_likelihood(
                          level has none, and the pixels' own last
     num_orders           so many orders are drawn for each picture, if the model has a MAR level, and their mean is given
     num_inference_steps  of each level, as in `generate`: what is read is the likelihood of that sampler, unguided
-    seed                 of the orders: the same for whatever class
+    seed                 of the orders: picture i's are the same for whatever class, and whatever is read with it
 
     Exact where every level is AR: log2 p(x) = sum of log2 p(pixel | all before it); the standard error is then 0. Else it is
     log2 p(x | order), exact for each drawn order; its mean over orders is at most log2 p(x) (`bits_by_term` says why).
@@ -69,11 +68,9 @@ def log_likelihood(
     if reduce not in REDUCTIONS:
         raise ValueError(f"unknown reduce {reduce!r}; one of {', '.join(REDUCTIONS)}")
     pictures = model_pictures(model, images)
-    labels = check_labels(class_labels, model.class_num)
-    if labels is not None and len(labels) not in (1, len(pictures)):
-        raise UserError(f"{len(labels)} class_labels for {len(pictures)} pictures; give one, or one each")
+    labels = labels_of_each(class_labels, model.class_num, len(pictures))
     if labels is not None:
-        labels = torch.tensor(labels).expand(len(pictures))
+        labels = torch.tensor(labels)
     read = _orders(model, pictures, labels, num_orders, num_inference_steps, seed, REDUCTIONS[reduce], progress_bar)
     deviation = read.std(0) / math.sqrt(len(read)) if len(read) > 1 else torch.full_like(read[0], math.nan)
     return LogLikelihood(read.mean(0), torch.zeros_like(read[0]) if _exact(model) else deviation)
@@ -100,7 +97,9 @@ def classify(
     A picture is read once for each class and order. Raises ValueError for what is out of range.
     """
     pictures = model_pictures(model, images)
-    labels = check_labels(range(model.class_num) if classes is None else classes, model.class_num)
+    labels = range(model.class_num) if classes is None else check_labels(classes, model.class_num)
+    if not labels:
+        raise ValueError("classify needs at least one class")
     weights = torch.ones(len(labels), dtype=torch.float64) if prior is None else torch.tensor(prior, dtype=torch.float64)
     if len(weights) != len(labels) or not (weights >= 0).all() or not weights.sum() > 0:
         raise ValueError(f"prior {prior} must be {len(labels)} numbers from 0, one for each class, not all 0")
@@ -119,9 +118,7 @@ def _exact(model) -> bool:
 
 
 def model_pictures(model, images) -> Tensor:
-    levels, side = to_level_batch(images), model.img_size_list[0]
-    if tuple(levels.shape[2:]) != (side, side):
-        raise UserError(f"image of {levels.shape[3]} x {levels.shape[2]} pixels for a model of {side} x {side}; crop it first")
+    levels = to_level_batch(images, model.img_size_list[0])
     return normalize(levels.to(model.fake_latent.device), dtype=model.generator.dtype)
 
 
@@ -139,7 +136,7 @@ def _orders(model, pictures, labels, num_orders, num_iter_list, seed, reduce, pr
         for order in range(orders):
             of_order = []
             for rows in parts:
-                noise = Noise.of_pictures(seed, (rows + order * len(pictures)).tolist(), model.noise_sizes)
+                noise = Noise.of_pictures(seed, (rows + order * 2**32).tolist(), model.noise_sizes)
                 of_order.append(reduce(-_bits(model, pictures[rows], None if labels is None else labels[rows], noise, steps)))
                 bar.update(len(rows))
             read.append(torch.cat(of_order))

@@ -141,7 +141,7 @@ def draw_hidden(sampler, conds, guidance: Guidance, noise: Noise, num_iter_list,
 
 
 class Shown:
-    """The canvas of pictures of which some are drawn after others, for a step callback."""
+    """The canvas of pictures of which some are drawn after others, or not at all, for a step callback."""
 
     def __init__(self, on_step: Callable, given: Given):
         self.on_step, self.canvas = on_step, given.shown()

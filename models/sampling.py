@@ -16,6 +16,7 @@ from tqdm import tqdm
 from models.given import Given
 from models.guidance import Guidance
 from models.noise import Noise
+from util.errors import UserError
 from util.pixels import to_numpy, to_pil
 
 OUTPUT_TYPES = {"pil": to_pil, "np": to_numpy, "pt": lambda pictures: pictures}
@@ -158,10 +159,20 @@ def check_labels(labels, class_num: int) -> list[int] | None:
     if labels is None:
         return None
     if class_num == 0:
-        raise ValueError("the model has no classes: leave class_labels out, and give num_pictures")
+        raise ValueError("the model has no classes: leave class_labels out")
     labels = labels.tolist() if hasattr(labels, "tolist") else labels
     labels = list(labels) if isinstance(labels, Iterable) else [labels]
     for label in labels:
         if not (isinstance(label, Integral) and 0 <= label < class_num):
             raise ValueError(f"class label {label} is out of range; the model has classes 0 to {class_num - 1}")
     return [int(label) for label in labels]
+
+
+def labels_of_each(labels, class_num: int, num_pictures: int) -> list[int] | None:
+    """`check_labels` of one label for all pictures, or one each -> one each, or None."""
+    labels = check_labels(labels, class_num)
+    if labels is None:
+        return None
+    if len(labels) not in (1, num_pictures):
+        raise UserError(f"{len(labels)} class_labels for {num_pictures} pictures; give one, or one each")
+    return labels if len(labels) == num_pictures else labels * num_pictures

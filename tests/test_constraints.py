@@ -76,6 +76,28 @@ def test_what_is_allowed_keeps_its_proportions():
     assert (even[1::2] == 0).all()
 
 
+def guides(given: Given, drawn: tuple[int, ...] = ()) -> list[int]:
+    """The possible values of the next channel of one guiding pixel."""
+    weights = given.guide_weights(len(drawn), torch.tensor([drawn], dtype=torch.long))
+    return weights[0].isfinite().nonzero().flatten().tolist()
+
+
+def test_a_guiding_pixel_is_the_mean_of_known_colours_and_hidden_pixels_that_fulfil_the_constraint():
+    """Three of four pixels are red: with a grey one, their mean is red too; the hidden one's grey is told by R."""
+    levels, hidden = torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.zeros(1, 2, 2, dtype=torch.bool)
+    levels[:, 0], levels[:, :, 0, 0], hidden[:, 0, 0] = 200, 80, True
+    red = Given(normalize(levels), hidden, Grey())
+    assert guides(red) == [*range(150, 215)]
+    assert guides(red, (170,)) == [20]
+    assert guides(red, (170, 20)) == [20]
+    near = Given(normalize(levels), hidden, Within(4))
+    assert guides(near) == [169, 170, 171]
+    assert guides(near, (170,)) == [19, 20, 21]
+    nothing_known = torch.ones_like(hidden)
+    assert guides(Given(normalize(levels), nothing_known, Grey()), (170,)) == [170]
+    assert guides(Given(normalize(levels), nothing_known, Within(4))) == [*range(166, 175)]
+
+
 def test_a_constraint_that_allows_nothing_is_named():
     with pytest.raises(ValueError, match="allows no value of channel G"):
         edited("mar", lambda channel, drawn, reference: torch.full((len(reference), 256), channel != 1))

@@ -104,7 +104,7 @@ def test_hidden_pixels_are_drawn_given_all_known_ones(kind, mask):
 
 def test_known_pixels_weigh_on_the_guiding_pixel():
     """A patch of which all but one pixel is known: its mean can hardly differ from theirs."""
-    model, hidden = opinionated(tiny_model("guided")), torch.zeros(1, 2, 2, dtype=torch.bool)
+    hidden = torch.zeros(1, 2, 2, dtype=torch.bool)
     hidden[0, 0, 0] = True
     levels = torch.full((1, 3, 2, 2), 200, dtype=torch.uint8)
     given = Given(normalize(levels), hidden)
@@ -114,7 +114,22 @@ def test_known_pixels_weigh_on_the_guiding_pixel():
     assert weights.argmax().item() == 200
     nothing_known = Given(normalize(levels), torch.ones_like(hidden))
     assert (nothing_known.guide_weights(0, torch.zeros(1, 0, dtype=torch.long)) == 0).all()
-    assert model.generators[1].spec.guiding_pixel
+
+
+def test_the_sampler_draws_guiding_pixels_given_what_is_known():
+    model, hidden, met = opinionated(tiny_model("guided")), torch.zeros(1, 8, 8, dtype=torch.bool), []
+    hidden[0, 0, 0] = True
+
+    def pick(probs, uniforms):
+        met.append(probs)
+        return probs.argmax(-1)
+
+    levels = torch.full((1, 3, 8, 8), 200, dtype=torch.uint8)
+    conds = [model.fake_latent] * model.num_conds
+    model.sample(conds, (1, 1), pick=pick, given=Given(normalize(levels), hidden))
+    assert len(met) == 6  # R, G, B of the guiding pixel and of the hidden one
+    for probs in met[:3]:
+        assert probs[0, 150:215].sum().item() == pytest.approx(1)
 
 
 def test_pictures_of_other_masks_are_each_as_if_alone(kind):
@@ -147,17 +162,15 @@ def test_any_kind_of_input_gives_the_same():
         assert (model.edit(levels, other, 1, **QUIET) == expected).all()
 
 
-def test_the_canvas_shows_known_pixels_from_the_first_step(kind):
-    model, image, seen = opinionated(tiny_model(kind)), random_levels(2, 8), []
-    masks = np.stack([ODD_MASKS["scattered"], ODD_MASKS["one pixel"]])
-    call = lambda step, steps, canvas: seen.append((step, steps, to_uint8(canvas)))  # noqa: E731
-    out = model.edit(image, masks, [0, 1], callback_on_step_end=call, **QUIET)
+def test_the_canvas_shows_all_pictures_and_their_known_pixels_from_the_first_step(kind):
+    model, image, seen = opinionated(tiny_model(kind)), random_levels(3, 8), []
+    masks = np.stack([ODD_MASKS["scattered"], np.zeros((8, 8), bool), ODD_MASKS["one pixel"]])
+    call = lambda step, steps, canvas: seen.append((step, steps, numpy(to_uint8(canvas))))  # noqa: E731
+    out = model.edit(image, masks, [0, 1, 2], callback_on_step_end=call, **QUIET)
     assert [step for step, *_ in seen] == list(range(seen[0][1]))
     for _, _, canvas in seen:
-        assert torch.equal(
-            canvas.permute(0, 2, 3, 1)[torch.from_numpy(~masks)], image.permute(0, 2, 3, 1)[torch.from_numpy(~masks)]
-        )
-    assert (numpy(seen[-1][2]) == out).all()
+        assert (canvas == numpy(image))[~masks].all()
+    assert (seen[-1][2] == out).all()
 
 
 def test_half_precision_keeps_known_pixels_too():
@@ -220,8 +233,40 @@ def test_a_larger_picture_is_edited_in_windows():
     assert (out == image)[:, ~mask].all()
     assert (out != image)[:, mask].mean() > 0.8
     assert (out[0] != out[1]).any()
+
+
+def test_windows_take_one_picture_of_the_models_size_or_more():
+    model, levels, mask = tiny_model(), random_levels(2, 24), np.ones((2, 24, 24))
     with pytest.raises(UserError, match="image of 24 x 7 pixels is smaller than the model's 8 x 8"):
-        edit_tiled(model, levels[:, :, :7], mask[:7], 1)
+        edit_tiled(model, levels[:1, :, :7], mask[0, :7])
+    for images, masks in ((levels, mask[0]), (levels[0], mask)):
+        with pytest.raises(UserError, match=r"[12] images and [12] masks; give one of each"):
+            edit_tiled(model, images, masks)
+    with pytest.raises(UserError, match="num_results 0 must be at least 1"):
+        edit_tiled(model, levels[0], mask[0], num_results=0)
+    with pytest.raises(TypeError, match="output_type"):
+        edit_tiled(model, levels[0], mask[0], output_type="pil")
+
+
+def test_a_model_in_training_is_edited_without_dropout_and_stays_in_training():
+    model, levels, mask = opinionated(tiny_model()), random_levels(1, 8), ODD_MASKS["scattered"]
+    expected = model.edit(levels, mask, 1, **QUIET)
+    assert (model.train().edit(levels, mask, 1, **QUIET) == expected).all()
+    assert all(module.training for module in model.modules())
+
+
+def test_a_model_without_classes_is_edited():
+    model, levels, mask = tiny_model(class_num=0), random_levels(2, 8), ODD_MASKS["scattered"]
+    assert (model.edit(levels, mask, num_results=2, **QUIET)[::2] == numpy(levels))[:, ~mask].all()
+    with pytest.raises(ValueError, match="the model has no classes: leave class_labels out"):
+        model.edit(levels, mask, 0, **QUIET)
+
+
+def test_refresh_edits_too():
+    model, levels, mask = opinionated(tiny_model("guided")), random_levels(1, 8), ODD_MASKS["a box across patches"]
+    out = model.edit(levels, mask, 1, refresh=2, **QUIET)
+    assert (out == numpy(levels))[:, ~mask].all()
+    assert (out != model.edit(levels, mask, 1, **QUIET)).any()  # approximate
 
 
 @pytest.mark.parametrize(

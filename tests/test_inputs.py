@@ -1,5 +1,9 @@
 """What people hand in as pictures and masks."""
 
+import struct
+import warnings
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +53,14 @@ def deep(folder):
     return saved(folder / "a.png", Image.fromarray(np.full((4, 4), 40000, np.uint16)))
 
 
+def deep_colours(folder):
+    rows = b"".join(b"\0" + struct.pack(">12H", *range(1000, 1012)) for _ in range(4))  # Pillow writes none
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    (folder / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return folder / "a.png"
+
+
 def cmyk(folder):
     return saved(folder / "a.jpg", RGB.convert("CMYK"))
 
@@ -74,7 +86,8 @@ def text(folder):
         (animated, "an animated picture of 2 frames; take out one"),
         (transparent, "a transparent picture; lay it over a background first"),
         (clear_colour, "a transparent picture"),
-        (deep, "a picture of mode I;16; convert it to RGB first"),
+        (deep, "a 16-bit picture; make it one of 8 bits a channel first"),
+        (deep_colours, "a 16-bit picture"),
         (cmyk, "a picture of mode CMYK"),
         (huge, "16385 x 4096 pixels are too many"),
         (cut, "cannot be read as a picture"),
@@ -90,6 +103,23 @@ def test_files_that_would_change_are_named_in_one_line(tmp_path, make, message):
     assert "\n" not in str(caught.value)
 
 
+def test_an_error_that_says_nothing_is_named_by_its_type(monkeypatch):
+    def fail(path):
+        raise RuntimeError
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UserError, match=r"a.png: cannot be read as a picture \(RuntimeError\)"):
+        open_exact("a.png")
+
+
+def test_a_picture_that_pillow_warns_of_is_one_line_too(tmp_path, monkeypatch):
+    path = saved(tmp_path / "a.png", RGB)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_exact(path).size == (6, 6)
+
+
 @pytest.mark.parametrize(
     "images",
     [
@@ -100,6 +130,8 @@ def test_files_that_would_change_are_named_in_one_line(tmp_path, make, message):
         torch.from_numpy(PIXELS).permute(2, 0, 1),
         PIXELS / 255,
         PIXELS.astype(np.int64),
+        PIXELS.astype(">u2"),
+        PIXELS.astype(np.uint32),
         [PIXELS],
     ],
 )
@@ -122,7 +154,9 @@ def test_pictures_of_any_kind(images):
         ([], "an empty list"),
         ([RGB, RGB.resize((5, 5))], "pictures of different sizes, 5 x 5, 6 x 6"),
         ("a.png", "must be a PIL picture, an array or a tensor, or a list of them, got str"),
-        (RGB.convert("CMYK"), "a picture of mode CMYK"),
+        (RGB.convert("CMYK"), "a picture of mode CMYK; convert it to RGB first"),
+        (RGB.convert("I").convert("I;16"), "a picture of mode I;16"),
+        (PIXELS.astype(str), "image has <U3 values; it must be of integers or floats"),
     ],
 )
 def test_pictures_out_of_range_are_named(images, message):

@@ -54,13 +54,16 @@ def test_bits_are_what_the_sampler_pays(kind, label):
 
 
 def test_a_map_says_which_pixel_pays():
-    """AR: a changed pixel changes no bits before it in raster order, and its own most."""
-    model, levels = two_by_two("ar"), random_levels(1, 2)
+    """AR: a changed pixel changes no bits before it, in raster order of patches and in it of pixels, and its own."""
+    model, levels = opinionated(tiny_model("ar")), random_levels(1, 8)
     changed = levels.clone()
-    changed[:, :, 1, 0] = 255 - changed[:, :, 1, 0]
+    changed[:, :, 5, 2] = 255 - changed[:, :, 5, 2]  # the patch of rows 4 and 5, columns 2 and 3
     before, after = (model.log_likelihood(x, 0, "pixel", **QUIET).bits[0] for x in (levels, changed))
-    assert torch.equal(before[0], after[0])
-    assert before[1, 0] != after[1, 0]
+    same = before == after
+    assert same[:4].all()
+    assert same[4:6, :2].all()
+    assert same[4, 2:4].all()
+    assert not same[5, 2:4].any()
 
 
 def test_the_mean_over_all_orders_is_brute_force(monkeypatch):
@@ -115,12 +118,13 @@ def test_batches_change_nothing(monkeypatch):
     together = model.log_likelihood(levels, 1, **QUIET)
     monkeypatch.setattr("models.reading.TOGETHER", 128)  # two pictures
     torch.testing.assert_close(model.log_likelihood(levels, 1, **QUIET).bits, together.bits)
+    torch.testing.assert_close(model.log_likelihood(levels[:1], 1, **QUIET).bits, together.bits[:1])
 
 
 @pytest.mark.parametrize(
     ("arguments", "settings", "message"),
     [
-        ((random_levels(1, 9),), {}, "image of 9 x 9 pixels for a model of 8 x 8"),
+        ((random_levels(1, 9),), {}, "image of 9 x 9 pixels for a model of 8 x 8; crop it first"),
         ((random_levels(1, 8), 4), {}, "class label 4 is out of range"),
         ((random_levels(3, 8), [0, 1]), {}, "2 class_labels for 3 pictures"),
         ((random_levels(1, 8), 0, "patch"), {}, "unknown reduce 'patch'; one of image, pixel, channel, level"),
@@ -131,6 +135,19 @@ def test_batches_change_nothing(monkeypatch):
 def test_bad_input_is_named(arguments, settings, message):
     with pytest.raises(ValueError, match=message):
         tiny_model().log_likelihood(*arguments, **settings, **QUIET)
+
+
+def test_no_classes_are_named():
+    for model, classes in ((tiny_model(), []), (tiny_model(class_num=0), None)):
+        with pytest.raises(ValueError, match="classify needs at least one class"):
+            model.classify(random_levels(1, 8), classes, **QUIET)
+
+
+def test_a_model_without_classes_is_read():
+    model, levels = tiny_model(class_num=0), random_levels(2, 8)
+    assert (model.log_likelihood(levels, **QUIET).bits < 0).all()
+    with pytest.raises(ValueError, match="the model has no classes: leave class_labels out"):
+        model.log_likelihood(levels, 0, **QUIET)
 
 
 def test_a_bad_prior_is_named():

@@ -21,11 +21,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
     @contextmanager
-    def one_line_errors(self) -> Iterator[None]:
-        """Inside, bad input ends the command with one line and status 2, Ctrl-C with status 130."""
+    def one_line_errors(self, *kinds: type[Exception]) -> Iterator[None]:
+        """Inside, bad input and errors of `kinds` end the command with one line and status 2, Ctrl-C with status 130."""
         try:
             yield
-        except UserError as error:  # from a data worker it arrives wrapped in that process's traceback
+        except (UserError, *kinds) as error:  # from a data worker it arrives wrapped in that process's traceback
             self.error(str(error).strip().splitlines()[-1].removeprefix("util.errors.UserError: "))
         except KeyboardInterrupt:
             self.exit(130, "interrupted\n")

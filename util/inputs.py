@@ -3,6 +3,7 @@
 Letters: B pictures, H and W in pixels.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from util.errors import UserError
+from util.errors import UserError, one_line
 
 MAX_PIXELS = 64 * 2**20
 EXACT_MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "RGBX")  # whose colours have an exact RGB, where they are opaque
@@ -24,17 +25,20 @@ def open_exact(path: str | Path) -> Image.Image:
     16-bit pictures, and CMYK, are errors. Raises UserError that names the file.
     """
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+        with opened as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{image.width} x {image.height} pixels are too many; make it smaller than 64 Mi pixels")
+            if any(";16" in str(tile[3]) for tile in image.tile):  # Pillow would halve the bits of colours
+                raise UserError("a 16-bit picture; make it one of 8 bits a channel first")
             image.load()
             return exact_rgb(image)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # on a damaged file Pillow's readers raise whatever they stumble over
-        raise UserError(
-            f"{path}: cannot be read as a picture ({str(error).splitlines()[0] or type(error).__name__})"
-        ) from error
+        raise UserError(f"{path}: cannot be read as a picture ({one_line(error)})") from error
 
 
 def exact_rgb(image: Image.Image) -> Image.Image:
@@ -66,7 +70,9 @@ def to_batch(images, channels: Sequence[int], what: str) -> Tensor:
         images = images if images.ndim == 3 else images[..., None]
         return torch.from_numpy(images.copy()).permute(2, 0, 1)[None]
     if isinstance(images, np.ndarray):
-        tensor = torch.from_numpy(images.copy())
+        if images.dtype.kind not in "biuf":
+            raise UserError(f"{what} has {images.dtype} values; it must be of integers or floats")
+        tensor = torch.from_numpy(images.astype(images.dtype.newbyteorder("=")))
         if tensor.dim() > 2 and tensor.shape[-1] in channels:
             tensor = tensor.movedim(-1, -3)
         elif 1 in channels:
@@ -83,12 +89,13 @@ def to_batch(images, channels: Sequence[int], what: str) -> Tensor:
         raise UserError(
             f"{what} of shape {tuple(images.shape)}; it must have {wanted} channels, NumPy's last and torch's first"
         )
-    return tensor
+    return tensor.long() if tensor.dtype in (torch.uint16, torch.uint32) else tensor  # torch cannot compare these
 
 
-def to_level_batch(images) -> Tensor:
+def to_level_batch(images, side: int | None = None) -> Tensor:
     """Pictures: PIL, NumPy (B, H, W, 3) or torch (B, 3, H, W), with or without B; levels 0..255 in any integer dtype, or floats
-    0..1, which are rounded to the nearest 255th -> uint8 (B, 3, H, W) on their device. Raises UserError."""
+    0..1, which are rounded to the nearest 255th -> uint8 (B, 3, H, W) on their device. `side`: what H and W must be.
+    Raises UserError."""
     if isinstance(images, Image.Image):
         images = exact_rgb(images)
     elif isinstance(images, (list, tuple)) and all(isinstance(one, Image.Image) for one in images):
@@ -98,7 +105,12 @@ def to_level_batch(images) -> Tensor:
     top = 1 if tensor.is_floating_point() else 255
     if not (low >= 0 and high <= top) or tensor.dtype == torch.bool:
         raise UserError(f"image has {tensor.dtype} values from {low:g} to {high:g}; give integers 0 to 255, or floats 0 to 1")
-    return (tensor.double() * 255).round().to(torch.uint8) if top == 1 else tensor.to(torch.uint8)
+    height, width = tensor.shape[2:]
+    if side is not None and (height, width) != (side, side):
+        raise UserError(
+            f"image of {width} x {height} pixels for a model of {side} x {side}; crop it first (util.crop.center_crop_arr)"
+        )
+    return (tensor.float() * 255).round().to(torch.uint8) if top == 1 else tensor.to(torch.uint8)
 
 
 def to_mask_batch(masks, size: tuple[int, int]) -> Tensor:
