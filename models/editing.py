@@ -28,7 +28,7 @@ def edit(model, image, mask, class_labels=None, *, num_results: int = 1, constra
     mask          one or B masks (B, H, H) of that size, 0 or False: keep; 1, 255 or True: repaint. One serves all pictures
     class_labels  one for all pictures, or one each; None: unconditional. Another class than the picture's edits the class
     num_results   so many pictures for each of the B, which come one after the other
-    constraint    what all repainted pixels must fulfil, see models/constraints.py
+    constraint    what all repainted pixels must fulfil: one of models/constraints.py, or a function like their `__call__`
     options       those of `generate`: settings, seed, callback, output_type …, with the same defaults. num_inference_steps
                   are those of a whole picture: where a share of a level's patches is drawn, so is that share of its steps
 

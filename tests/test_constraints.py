@@ -98,6 +98,11 @@ def test_a_guiding_pixel_is_the_mean_of_known_colours_and_hidden_pixels_that_ful
     assert guides(Given(normalize(levels), nothing_known, Within(4))) == [*range(166, 175)]
 
 
+def test_a_plain_function_will_do(kind):
+    _, drawn = edited(kind, lambda channel, drawn, reference: torch.arange(256).expand(len(reference), -1) < 10)
+    assert drawn.max() < 10
+
+
 def test_a_constraint_that_allows_nothing_is_named():
     with pytest.raises(ValueError, match="allows no value of channel G"):
         edited("mar", lambda channel, drawn, reference: torch.full((len(reference), 256), channel != 1))
