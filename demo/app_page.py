@@ -16,7 +16,7 @@ from util.classes import class_title
 from util.errors import one_line
 
 HEAVY = dict(concurrency_id="model", concurrency_limit=1)  # one drawing at a time
-HISTORY, PAUSE = 24, 0.15  # pictures; seconds between two canvases
+HISTORY, KEPT, PAUSE = 24, 64, 0.15  # pictures, downloads; seconds between two canvases
 
 
 def spoken(function: Callable) -> Callable:
@@ -57,7 +57,7 @@ class Page:
         )  # fmt: skip
         names = [(class_title(label, model.class_names), label) for label in range(model.class_num)]
         self.classes = [("(no class)", -1), *names]
-        self.folder = Path(tempfile.mkdtemp(prefix="fractalgen-"))
+        self.folder, self.downloads = tempfile.TemporaryDirectory(prefix="fractalgen-"), 0
 
     def class_menu(self, label: str, value: int) -> gr.Dropdown:
         return gr.Dropdown(self.classes, value=min(value, self.model.class_num - 1), label=label, filterable=True)
@@ -91,7 +91,8 @@ class Page:
             for index, image in enumerate(told)
         ]
         shown = logic.figures([logic.figure(image) for image in told], small=len(told) > 2)
-        path = logic.save_download(told, Path(tempfile.mkdtemp(dir=self.folder)))
+        self.downloads = (self.downloads + 1) % KEPT
+        path = logic.save_download(told, Path(self.folder.name) / str(self.downloads))
         history = [*drawn, *history][:HISTORY]
         yield shown, [one.image for one in history], gr.DownloadButton(value=path, interactive=True), history
 

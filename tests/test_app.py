@@ -156,7 +156,10 @@ def test_the_address_is_local_and_what_is_bounded_is_said(capsys):
 
 @pytest.fixture(scope="module")
 def address(model, tmp_path_factory):
-    """The page, served in a thread."""
+    """The page, served in a thread, where there is a browser to open it."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     pytest.importorskip("gradio", reason="pip install -e '.[app]'")
     folder = tmp_path_factory.mktemp("model") / "tiny"
     model.save_pretrained(folder)
@@ -172,9 +175,7 @@ def address(model, tmp_path_factory):
 
 @pytest.fixture
 def browser(address):
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    playwright = sys.modules["playwright.sync_api"]
     with playwright.sync_playwright() as api:
         opened = api.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = opened.new_page(viewport={"width": 1200, "height": 900})
