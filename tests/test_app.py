@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from conftest import opinionated, random_levels, tiny_model
@@ -287,3 +288,29 @@ def test_errors_are_messages_and_a_phone_needs_no_sideways_scrolling(browser, tm
     press(browser, "Read")
     expect(browser.get_by_test_id("toast-body").last).to_contain_text("there is no picture yet")
     assert "Traceback" not in browser.content()
+
+
+def test_stop_ends_the_drawing(browser, monkeypatch):
+    from playwright.sync_api import expect
+
+    ended = []
+
+    def endless(model, label, number, settings):
+        def work(step):
+            try:
+                while True:
+                    step(0, 9, torch.zeros(1, 3, 8, 8))
+                    time.sleep(0.05)
+            finally:
+                ended.append(True)
+
+        return watch(work)
+
+    monkeypatch.setattr(logic, "draw", endless)
+    press(browser, "Generate")
+    expect(browser.locator("progress:visible")).to_be_visible()
+    press(browser, "Stop")
+    deadline = time.monotonic() + 60
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ended
