@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from uuid import uuid4
 
 import app_logic as logic
 import gradio as gr
@@ -16,7 +17,7 @@ from util.classes import class_title
 from util.errors import one_line
 
 HEAVY = dict(concurrency_id="model", concurrency_limit=1)  # one drawing at a time
-HISTORY, PAUSE = 24, 0.15  # pictures; seconds between two canvases
+HISTORY, KEPT, PAUSE = 24, 64, 0.15  # pictures, downloads; seconds between two canvases
 
 
 def spoken(function: Callable) -> Callable:
@@ -50,14 +51,15 @@ class Page:
     def __init__(self, model, max_batch: int):
         """To be called inside gradio.Blocks."""
         self.model, self.max_batch, self.side = model, max_batch, model.img_size_list[0]
-        self.chosen, self.history = gr.State(), gr.State([])
+        self.chosen, self.history, self.session = gr.State(), gr.State([]), gr.State(lambda: uuid4().hex)
+        self.stopped: set[str] = set()  # sessions; Gradio's own cancelling leaves the thread at work
         self.gallery = gr.Gallery(
             format="png", columns=8, height=None, interactive=False, show_label=False, allow_preview=False, render=False,
             buttons=[], elem_id="history",
         )  # fmt: skip
         names = [(class_title(label, model.class_names), label) for label in range(model.class_num)]
         self.classes = [("(no class)", -1), *names]
-        self.folder = Path(tempfile.mkdtemp(prefix="fractalgen-"))
+        self.folder, self.downloads = tempfile.TemporaryDirectory(prefix="fractalgen-"), 0
 
     def class_menu(self, label: str, value: int) -> gr.Dropdown:
         return gr.Dropdown(self.classes, value=min(value, self.model.class_num - 1), label=label, filterable=True)
@@ -78,10 +80,13 @@ class Page:
             ]
         return [seed, guidance, temperature, *steps]
 
-    def stream(self, drawing, caption: str, label: int | None, settings: dict, history: list):
+    def stream(self, drawing, caption: str, label: int | None, settings: dict, history: list, session: str):
         """Events of `logic.watch` -> values of (live, gallery, download, history), live ones while it grows."""
         shown = -1.0
+        self.stopped.discard(session)
         for kind, told in drawing:
+            if session in self.stopped:
+                return drawing.close()
             if kind == "step" and time.monotonic() - shown >= PAUSE:
                 shown = time.monotonic()
                 yield logic.canvas(*told), gr.skip(), gr.skip(), gr.skip()
@@ -91,7 +96,8 @@ class Page:
             for index, image in enumerate(told)
         ]
         shown = logic.figures([logic.figure(image) for image in told], small=len(told) > 2)
-        path = logic.save_download(told, Path(tempfile.mkdtemp(dir=self.folder)))
+        self.downloads = (self.downloads + 1) % KEPT
+        path = logic.save_download(told, Path(self.folder.name) / str(self.downloads))
         history = [*drawn, *history][:HISTORY]
         yield shown, [one.image for one in history], gr.DownloadButton(value=path, interactive=True), history
 
@@ -99,6 +105,9 @@ class Page:
         """Where drawings appear: the canvas, the download, the history."""
         live = gr.HTML(elem_classes="live")
         return [live, self.gallery, gr.DownloadButton("Download PNG", interactive=False), self.history]
+
+    def stop_button(self) -> None:
+        gr.Button("Stop").click(lambda session: self.stopped.add(session), self.session, None, queue=False)
 
     def show_history(self) -> None:
         """The gallery of what was drawn, newest first; a click chooses."""

@@ -11,8 +11,8 @@ from util.classes import class_title
 COMPARED = 20  # classes at most
 
 
-def first(history: list) -> Chosen:
-    return history[0]
+def first(history: list) -> Chosen | None:
+    return history[0] if history else None
 
 
 def build_generate(page: Page) -> None:
@@ -22,22 +22,22 @@ def build_generate(page: Page) -> None:
             number = gr.Slider(1, page.max_batch, min(4, page.max_batch), step=1, label="Pictures")
             settings = page.settings()
             with gr.Row():
-                run, stop = gr.Button("Generate", variant="primary"), gr.Button("Stop")
+                run = gr.Button("Generate", variant="primary")
+                page.stop_button()
         with gr.Column(scale=2):
             result = page.result()
 
     @spoken
     def generate(said, number, seed, guidance, temperature, *rest):
-        *steps, history = rest
+        *steps, history, session = rest
         label = logic.to_label(said)
         options = logic.check_settings(page.model, seed, guidance, temperature, steps, label is not None)
         number = logic.check_number(number, page.max_batch, "the number of pictures")
         caption = "no class" if label is None else class_title(label, page.model.class_names)
-        yield from page.stream(logic.draw(page.model, label, number, options), caption, label, options, history)
+        yield from page.stream(logic.draw(page.model, label, number, options), caption, label, options, history, session)
 
-    event = run.click(generate, [menu, number, *settings, page.history], result, **HEAVY, show_progress="hidden")
+    event = run.click(generate, [menu, number, *settings, page.history, page.session], result, **HEAVY, show_progress="hidden")
     event.success(first, page.history, page.chosen)
-    stop.click(None, cancels=[event])
 
 
 def build_edit(page: Page) -> None:
@@ -61,7 +61,8 @@ def build_edit(page: Page) -> None:
             number = gr.Slider(1, min(logic.MAX_RESULTS, page.max_batch), min(4, page.max_batch), step=1, label="Results")
             settings = page.settings()
             with gr.Row():
-                run, stop = gr.Button("Edit", variant="primary"), gr.Button("Stop")
+                run = gr.Button("Edit", variant="primary")
+                page.stop_button()
         with gr.Column(scale=2):
             result = page.result()
     page.chosen.change(lambda one: logic.enlarge(one.image, 512) if one else None, page.chosen, editor)
@@ -69,7 +70,7 @@ def build_edit(page: Page) -> None:
 
     @spoken
     def edit(one, drawing, mode, by_box, x, y, width, height, said, number, seed, guidance, temperature, *rest):
-        *steps, history = rest
+        *steps, history, session = rest
         logic.check_chosen(one)
         label = logic.to_label(said)
         if mode == logic.OTHER_CLASS and label == one.label:
@@ -85,11 +86,10 @@ def build_edit(page: Page) -> None:
             mask = ~mask if mode == logic.KEEP else mask
             drawing = logic.redraw(page.model, one.image, mask, label, number, options)
         name = "no class" if label is None else class_title(label, page.model.class_names)
-        yield from page.stream(drawing, f"edit, {name}", label, options, history)
+        yield from page.stream(drawing, f"edit, {name}", label, options, history, session)
 
-    inputs = [page.chosen, editor, mode, by_box, *box, menu, number, *settings, page.history]
-    event = run.click(edit, inputs, result, **HEAVY, show_progress="hidden")
-    stop.click(None, cancels=[event])
+    inputs = [page.chosen, editor, mode, by_box, *box, menu, number, *settings, page.history, page.session]
+    run.click(edit, inputs, result, **HEAVY, show_progress="hidden")
 
 
 def build_inside(page: Page) -> None:
@@ -127,7 +127,7 @@ def build_inside(page: Page) -> None:
         return [min(page.side - 1, int(place) // zoom) for place in event.index]
 
     @spoken
-    def draw_again(one, x, y, name, seed, history):
+    def draw_again(one, x, y, name, seed, history, session):
         box = dict(logic.choices_of_patches(page.model, (int(x), int(y))))[name]
         defaults = page.model.sampling_defaults
         steps = one.steps or defaults.num_inference_steps
@@ -136,12 +136,14 @@ def build_inside(page: Page) -> None:
         )
         mask = logic.box_mask(page.side, (*box[:2], box[2], box[2])).numpy()
         drawing = logic.redraw(page.model, one.image, mask, one.label, min(4, page.max_batch), options)
-        yield from page.stream(drawing, f"again: {name}", one.label, options, history)
+        yield from page.stream(drawing, f"again: {name}", one.label, options, history, session)
 
     looked = dict(fn=look, inputs=[page.chosen, *pixel], outputs=[shown, patch, again], **HEAVY)
     run.click(**looked)
     image.select(clicked, None, pixel).success(**looked)
-    again.click(draw_again, [page.chosen, *pixel, patch, seed, page.history], result, **HEAVY, show_progress="hidden")
+    again.click(
+        draw_again, [page.chosen, *pixel, patch, seed, page.history, page.session], result, **HEAVY, show_progress="hidden"
+    )
 
 
 def build_likelihood(page: Page) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from conftest import opinionated, random_levels, tiny_model
@@ -156,7 +157,10 @@ def test_the_address_is_local_and_what_is_bounded_is_said(capsys):
 
 @pytest.fixture(scope="module")
 def address(model, tmp_path_factory):
-    """The page, served in a thread."""
+    """The page, served in a thread, where there is a browser to open it."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     pytest.importorskip("gradio", reason="pip install -e '.[app]'")
     folder = tmp_path_factory.mktemp("model") / "tiny"
     model.save_pretrained(folder)
@@ -172,9 +176,7 @@ def address(model, tmp_path_factory):
 
 @pytest.fixture
 def browser(address):
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    playwright = sys.modules["playwright.sync_api"]
     with playwright.sync_playwright() as api:
         opened = api.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = opened.new_page(viewport={"width": 1200, "height": 900})
@@ -286,3 +288,29 @@ def test_errors_are_messages_and_a_phone_needs_no_sideways_scrolling(browser, tm
     press(browser, "Read")
     expect(browser.get_by_test_id("toast-body").last).to_contain_text("there is no picture yet")
     assert "Traceback" not in browser.content()
+
+
+def test_stop_ends_the_drawing(browser, monkeypatch):
+    from playwright.sync_api import expect
+
+    ended = []
+
+    def endless(model, label, number, settings):
+        def work(step):
+            try:
+                while True:
+                    step(0, 9, torch.zeros(1, 3, 8, 8))
+                    time.sleep(0.05)
+            finally:
+                ended.append(True)
+
+        return watch(work)
+
+    monkeypatch.setattr(logic, "draw", endless)
+    press(browser, "Generate")
+    expect(browser.locator("progress:visible")).to_be_visible()
+    press(browser, "Stop")
+    deadline = time.monotonic() + 60
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ended
