@@ -1,7 +1,7 @@
 """A page to generate, edit, look inside and read likelihoods, for any model.
 
     pip install -e '.[app]'
-    python demo/app.py [--model demo/emoji]     # then open http://127.0.0.1:7860
+    python demo/app.py [--model demo/digits_model]     # then open http://127.0.0.1:7860
 
 --model is a folder that save_pretrained wrote, an id on the Hugging Face hub, or a published model's name, whose weights
 are fetched. Only this machine can open the page unless --host says otherwise.
@@ -40,7 +40,7 @@ CSS = """
 
 def get_parser() -> argparse.ArgumentParser:
     parser = Parser("demo/app.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(zoo.IN_THE_BOX), help="default: the model in the box, demo/emoji")
+    parser.add_argument("--model", default=str(zoo.IN_THE_BOX), help="default: the model in the box, demo/digits_model")
     parser.add_argument("--device", help="default: the accelerator that torch finds, else cpu")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: other machines can open the page too")
     parser.add_argument("--port", type=int, default=7860)

@@ -1,6 +1,6 @@
 """Pictures from a model: a sheet, the growth of the canvas as GIF or MP4, a folder for each class.
 
-    python demo/sample.py --classes 3 "face" --num 8 --growth output/growth.gif
+    python demo/sample.py --classes 3 8 --num 8 --growth output/growth.gif
     python demo/sample.py --model fractalmar_in64 --classes "golden retriever" 387 --folders output/dogs
 
 --model is a folder that save_pretrained wrote, an id on the Hugging Face hub, or a published model's name, whose weights
@@ -40,7 +40,7 @@ def positive(text: str) -> int:
 
 def get_parser() -> argparse.ArgumentParser:
     parser = Parser("demo/sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(zoo.IN_THE_BOX), help="default: the model in the box, demo/emoji")
+    parser.add_argument("--model", default=str(zoo.IN_THE_BOX), help="default: the model in the box, demo/digits_model")
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers; default: all, of many the first 10")
     parser.add_argument("--num", type=positive, default=8, help="pictures of each class")
     parser.add_argument("--seed", type=int, default=0)
