@@ -62,9 +62,9 @@ class Given:
 
     def precedence(self, patch_size: int) -> Tensor:
         """(N, L) float32, on the host: added to a random order's numbers in [0, 1), it puts known patches first, then those
-        partly known."""
-        pixels = self.hidden_pixels(patch_size)
-        return -((pixels == 0).float() * 2 + ((pixels > 0) & (pixels < patch_size**2)).float())
+        partly known, rather those of which most is known."""
+        share = self.hidden_pixels(patch_size) / patch_size**2
+        return torch.where(share == 0, -3.0, torch.where(share < 1, share - 2, 0.0))
 
     def in_order(self, patch_size: int, order: Tensor) -> "PatchesGiven":
         """What is given of the patches, sorted as in `order` (N, L)."""
