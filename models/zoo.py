@@ -6,7 +6,7 @@ import torch
 
 from models import fractalgen
 from models.fractalgen import FractalGen
-from util import checkpoint, download
+from util import checkpoint, dist, download
 from util.classes import imagenet_names
 from util.errors import UserError
 
@@ -50,10 +50,4 @@ def load_or_in_the_box(name: str | Path) -> tuple[FractalGen, str]:
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
     """The device, or the one that torch finds. Raises UserError for one that is not there."""
-    if device is None:
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        torch.empty(0, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device} cannot be used ({str(error).splitlines()[0]})") from error
+    return dist.pick_device(None if device is None else str(device), dist.World())
