@@ -195,7 +195,7 @@ def test_scale_and_temperature_by_level():
 def test_operations_follow_the_hidden_share(name):
     model = build(name, class_num=3).eval()
     side = model.img_size_list[0]
-    conds, steps = [model.fake_latent.detach()] * model.num_conds, [16] + [4] * (len(model.generators) - 1)
+    conds, steps = [model.fake_latent.detach()] * model.num_conds, [8] + [2] * (len(model.generators) - 1)
     counts = []
     for mask in (torch.ones(side, side, dtype=torch.bool), box_mask(side, (0, 0, side // 2, side // 2))):
         given = Given(normalize(random_levels(1, side)), mask[None])
