@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
     for path, picture in zip([*names, Path(f"{stem}-sheet.png")], [*results, sheet], strict=True):
         with whole(path) as temporary:
             picture.save(temporary, "PNG")
-    print(f"{mask.mean():.0%} of the pixels repainted, the others the same to the bit: {', '.join(map(str, names))}")
+    print(f"{mask.sum():,} of {mask.size:,} pixels repainted, the others the same to the bit: {', '.join(map(str, names))}")
 
 
 if __name__ == "__main__":
