@@ -1,6 +1,6 @@
 """A colour model of 32 x 32 pixels: Google's Noto emoji through main_fractalgen.py.
 
-    python demo/emoji.py                        fetches, trains, scores: an hour or two on one core
+    python demo/emoji.py                        fetches, trains, scores: takes hours
     python demo/emoji.py --model FOLDER         scores the model that is there
 
 Writes the emoji as an image folder, trains a FractalMAR with guiding pixels, keeps its averaged weights as float16, prints

@@ -120,7 +120,9 @@ def joined(patches: list[Tensor]) -> Tensor | None:
 
 
 def some(conds, guidance: Guidance, noise: Noise, given: Given | None, rows: slice | Tensor) -> tuple:
-    """The first three and `given` of what concerns the pictures `rows`, a slice or numbers on the host."""
+    """The first three and `given` of what concerns the pictures `rows`, a slice or ascending numbers on the host."""
+    if not isinstance(rows, slice) and len(rows) == len(noise):
+        return conds, guidance, noise, given
     there = rows if isinstance(rows, slice) else rows.to(conds[0].device)
     return [guidance.part(cond, there) for cond in conds], guidance, noise.part(there), given and given.part(rows)
 

@@ -41,7 +41,9 @@ def test_there_is_no_other_kind_of_command():
 def test_flags_of_the_main_command_resolve(command):
     flags = shlex.split(command.split("main_fractalgen.py")[1].removesuffix("&").removesuffix("..."))
     parser = main_fractalgen.get_args_parser("", tuple(fractalgen.PRESETS), main_fractalgen.SCHEDULES)
-    main_fractalgen.resolve(parser.parse_args([*flags, "--device", "cpu"]), World())
+    args = parser.parse_args([*flags, "--device", "cpu"])
+    main_fractalgen.resolve(args, World())
+    assert len(args.num_iter_list) == len(fractalgen.PRESETS[args.model].steps)
 
 
 @pytest.mark.parametrize("command", [line for line in OURS if "main_fractalgen.py" not in line])

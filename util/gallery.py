@@ -123,7 +123,7 @@ class Gallery:
         except Timeout:
             mine = isinstance(lock, SoftFileLock)
         except (NotImplementedError, OSError):
-            pass
+            pass  # no locks here: granted
         try:
             if locked:
                 for stale in self.folder.glob("*.png.*.tmp"):  # of a process that was killed: nobody else writes these
