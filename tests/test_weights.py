@@ -37,6 +37,12 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == [weights.NAME, f"{weights.NAME}.sha256"]
 
 
+def test_the_file_may_be_read_by_whom_the_umask_lets(tmp_path):
+    weights.save(tmp_path / weights.NAME, {"w": torch.ones(2)})
+    (tmp_path / "other").touch()
+    assert (tmp_path / weights.NAME).stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_a_flipped_bit_is_found(tmp_path):
     path = tmp_path / weights.NAME
     weights.save(path, tiny_model().state_dict())

@@ -17,7 +17,10 @@ SUFFIX = ".safetensors"
 def save(path: Path, weights: dict[str, Tensor]) -> None:
     """Writes a safetensors file, whole or not at all, and its SHA-256 beside it."""
     with whole(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask says; save_file renames a file that only its owner may read
         save_file({name: value.contiguous() for name, value in weights.items()}, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)
         write_sidecar(path, sha256(temporary))
 
 
