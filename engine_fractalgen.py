@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from models.fractalgen import FractalGen
+from models.sampling import is_out_of_memory
 from nll_fractalgen import compute_nll  # noqa: F401  a published name of this module
 from util import dist
 from util.dist import World
@@ -235,8 +236,8 @@ class Drawer:
         while True:
             try:
                 return draw(self.model, [self.labels[i] for i in indices], indices, self.settings, self.seed, self.autocast)
-            except (RuntimeError, MemoryError) as error:  # on a CPU torch has no class of its own for it
-                if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)):
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
             chunk = self.settings.chunk or 2 * len(indices)
             if chunk == 1:

@@ -3,6 +3,7 @@
 Letters: N rows; logits are float32. A doubled batch holds the class-conditional rows, then the unconditional ones.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -57,12 +58,12 @@ class Guidance:
 
     @classmethod
     def _of_head(cls, scale, temperature, schedule, filter_threshold, pick) -> "Guidance":
-        if not scale >= 1:
-            raise ValueError(f"guidance scale (cfg) {scale} is below 1; 1 turns guidance off")
+        if not 1 <= scale < math.inf:
+            raise ValueError(f"guidance scale (cfg) {scale} must be from 1, which turns guidance off, and finite")
         if schedule not in SCHEDULES:
             raise ValueError(f"unknown guidance schedule {schedule!r}; one of {', '.join(SCHEDULES)}")
-        if not temperature > 0:
-            raise ValueError(f"temperature {temperature} must be above 0")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature {temperature} must be above 0, and finite")
         if not 0 <= filter_threshold <= 1:
             raise ValueError(f"filter_threshold {filter_threshold} must be from 0 to 1")
         return cls(scale, schedule, temperature, filter_threshold, pick)

@@ -27,11 +27,17 @@ class Noise:
         self.maps = list(maps)
 
     @classmethod
-    def of_pictures(cls, seed: int, indices: Sequence[int], sizes: Sequence[int], device=None) -> "Noise":
+    def of_pictures(cls, seed: int | Sequence[int], indices: Sequence[int], sizes: Sequence[int], device=None) -> "Noise":
         """Noise of pictures number `indices` of `seed`, for a model with picture sizes `sizes`.
 
-        Counter-based (NumPy's Philox, keyed by seed and index): picture i is the same in every batch and process.
+        Counter-based (NumPy's Philox, keyed by seed and index): picture i is the same in every batch and process. A list
+        holds a seed for each level above the pixel: of its order of patches and of what the softmax below it draws.
         """
+        if isinstance(seed, Sequence):
+            if len(seed) != len(sizes) - 1:
+                raise ValueError(f"seed {seed} must be one number, or {len(sizes) - 1}, one for each level above the pixel")
+            levels = [cls.of_pictures(one, indices, sizes, device).maps for one in seed]
+            return cls([levels[0][0], *(maps[level + 1] for level, maps in enumerate(levels))])
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed {seed} is out of range; it must be from 0 to 2**63 - 1")
         sides = [sizes[0] // size for size in sizes]

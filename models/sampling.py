@@ -45,6 +45,13 @@ def validate_num_iters(num_iter_list: Sequence[int], num_levels: int) -> None:
         raise ValueError(f"num_iter_list {given} must be {num_levels} positive numbers, the steps of each level")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """On a CPU torch has no class of its own for it."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
     """Dropout off inside; every submodule's mode as it was afterwards, also after an exception."""
@@ -68,7 +75,7 @@ def generate(
     num_inference_steps: Sequence[int] | None = None,
     temperature: float | Sequence[float] | None = None,
     filter_threshold: float | None = None,
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     indices: Sequence[int] | None = None,
     chunk: int | None = None,
@@ -87,7 +94,8 @@ def generate(
                           Scale and temperature may be lists, a number for the softmax below each level above the pixel: those
                           of guiding pixels, unused where a level has none, and the pixels' own last
     num_inference_steps   one number of steps for each level above the pixel
-    seed / generator      picture i of a seed is the same whatever else is drawn with it; a generator gives a seed
+    seed / generator      picture i of a seed is the same whatever else is drawn with it; a generator gives a seed. A list of
+                          seeds, one for each level above the pixel, draws one level's choices anew with the others' dice kept
     indices               the pictures' numbers i within the seed; default 0, 1, …
     chunk, compiled, refresh  see `FractalGen.sample`
     output_type           "pil": list of RGB pictures; "np": uint8 (B, H, H, 3); "pt": normalised float (B, 3, H, H)

@@ -275,7 +275,7 @@ BAD = {
     "number of images": ("--evaluate_gen --num_images 1500", "--num_images 1500 must be a multiple of --class_num 1000"),
     "number of images of some": ("--evaluate_gen --num_images 5 --class_labels 1,2", "--num_images 5 must be a multiple of the number of --class_labels 2"),
     "class that is none": ("--evaluate_gen --class_labels 1,1000", "--class_labels: 1000 is none of the --class_num 1000 classes"),
-    "guidance below one": ("--cfg 0.5", "cfg) 0.5 is below 1"),
+    "guidance below one": ("--cfg 0.5", "cfg) 0.5 must be from 1"),
     "temperature": ("--temperature 0", "temperature 0.0 must be above 0"),
     "steps": ("--num_iter_list 64", "num_iter_list 64 must be 2 positive numbers"),
     "steps that are no numbers": ("--num_iter_list 64,a", "64,a"),

@@ -35,6 +35,17 @@ def test_patches_take_the_numbers_that_lie_over_them():
     assert torch.equal(grandchild.colour.view(4, 4, 4, 3)[0], noise.maps[2][0, 2:, 4:, 4:].permute(1, 2, 0))
 
 
+def test_each_level_may_have_its_own_seed():
+    both, one, other = (Noise.of_pictures(seed, [3], SIZES) for seed in ([7, 8], 7, 8))
+    assert torch.equal(both.order, one.order)
+    assert torch.equal(both.maps[1], one.maps[1])
+    assert torch.equal(both.maps[2], other.maps[2])
+    same = Noise.of_pictures([7, 7], [3], SIZES)
+    assert all(torch.equal(a, b) for a, b in zip(same.maps, one.maps, strict=True))
+
+
 def test_a_seed_out_of_range_is_an_error():
     with pytest.raises(ValueError, match="seed -1"):
         Noise.of_pictures(-1, [0], SIZES)
+    with pytest.raises(ValueError, match=r"seed \[1, 2, 3\] must be one number, or 2"):
+        Noise.of_pictures([1, 2, 3], [0], SIZES)

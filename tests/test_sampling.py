@@ -105,7 +105,7 @@ def test_defaults_are_the_models(monkeypatch):
         ([-1], {}, "label -1"),
         ([0.5], {}, "label 0.5"),
         (np.array([1, 7]), {}, "label 7"),
-        ([0], dict(guidance_scale=0.5), "below 1"),
+        ([0], dict(guidance_scale=0.5), "must be from 1"),
         ([0], dict(temperature=0), "temperature"),
         ([0], dict(num_inference_steps=(4,)), "must be 2 positive numbers"),
         ([0], dict(output_type="png"), "'png'; one of pil, np, pt"),

@@ -110,7 +110,7 @@ def test_without_a_reference_it_says_what_the_choice_is_worth(tmp_path, colour_n
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("cfg=0.5,1", "cfg) 0.5 is below 1"),
+        ("cfg=0.5,1", "cfg) 0.5 must be from 1"),
         ("temperature=0", "temperature 0.0 must be above 0"),
         ("cfg=1,2 --class_num 0", "--cfg 2.0 needs classes"),
         ("cfg=1,2 --num_images 5", "--num_images 5 must be a multiple of --class_num 3"),
