@@ -1,7 +1,7 @@
 """A page to generate, edit, look inside and read likelihoods, for any model.
 
     pip install -e '.[app]'
-    python demo/app.py [--model demo/digits_model]     # then open http://127.0.0.1:7860
+    python demo/app.py [--model demo/emoji_model]     # then open http://127.0.0.1:7860
 
 --model is a folder that save_pretrained wrote, an id on the Hugging Face hub, or a published model's name, whose weights
 are fetched. Only this machine can open the page unless --host says otherwise.
@@ -40,17 +40,18 @@ CSS = """
 
 def get_parser() -> argparse.ArgumentParser:
     parser = Parser("demo/app.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(zoo.IN_THE_BOX), help="default: the model in the box, demo/digits_model")
+    parser.add_argument("--model", default=str(zoo.IN_THE_BOX), help="default: the model in the box, demo/emoji_model")
     parser.add_argument("--device", help="default: the accelerator that torch finds, else cpu")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: other machines can open the page too")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--max_batch", type=int, default=16, help="most pictures drawn together")
+    parser.add_argument("--chunk", type=int, help="at most so many patches of a deeper level together, for less memory")
     parser.add_argument("--max_queue", type=int, default=16, help="most requests that wait")
     parser.add_argument("--max_upload", default="8mb", help="largest file")
     return parser
 
 
-def build(model, max_batch: int):
+def build(model, max_batch: int, chunk: int | None = None):
     """The page, a gradio.Blocks, not launched."""
     import app_logic
     import gradio as gr
@@ -58,13 +59,14 @@ def build(model, max_batch: int):
     from app_tabs import TABS
 
     with gr.Blocks(title="FractalGen", analytics_enabled=False, delete_cache=(3600, 7200)) as blocks:
-        page = Page(model, max_batch)
+        page = Page(model, max_batch, chunk)
         gr.Markdown("# FractalGen\nA generative model inside a generative model, down to the pixel.")
         with gr.Row():
             thumb = gr.HTML("<i>No picture yet: generate or upload one.</i>", elem_id="thumb")
             file = gr.UploadButton(
                 "Upload a picture", file_types=["image"], size="sm", elem_id="upload", scale=0, min_width=160
             )
+            keep = gr.DownloadButton("Save this one", interactive=False, size="sm", scale=0, min_width=160)
         for name, tab in TABS.items():
             with gr.Tab(name):
                 tab(page)
@@ -77,7 +79,7 @@ def build(model, max_batch: int):
             return one
 
         file.upload(uploaded, file, page.chosen)
-        page.chosen.change(app_logic.thumbnail, page.chosen, thumb)
+        page.chosen.change(lambda one: (app_logic.thumbnail(one), page.download([one.image])), page.chosen, [thumb, keep])
     return blocks
 
 
@@ -94,9 +96,9 @@ def launch(args: argparse.Namespace, wait: bool = True):
         import gradio as gr
     except ImportError as error:
         raise UserError("the page needs Gradio: pip install -e '.[app]'") from error
-    if min(args.max_batch, args.max_queue) < 1:
-        raise UserError("--max_batch and --max_queue must be at least 1")
-    blocks = build(zoo.load(args.model, args.device), args.max_batch)
+    if min(args.max_batch, args.max_queue, args.chunk or 1) < 1:
+        raise UserError("--max_batch, --max_queue and --chunk must be at least 1")
+    blocks = build(zoo.load(args.model, args.device), args.max_batch, args.chunk)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from the network
     blocks.queue(max_size=args.max_queue, default_concurrency_limit=4)
     try:

@@ -7,7 +7,8 @@ import base64
 import html
 import io
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,30 +30,34 @@ from util.visualize import bar_chart, enlarge, heat_map, outline
 PATCH, KNOWN, UNKNOWN = "#ff2d95", "#13c26b", "#ffb000"  # the patch that is followed; its neighbours, known and not yet
 REPAINT, KEEP, OTHER_CLASS = "Repaint it", "Keep only it, paint around it (uncrop)", "Draw another class there"
 HIDDEN = (150, 140, 190)
+NO_ORDER = "This picture was uploaded or edited: the order of patches is one that the model might take, not how it came about."
+SOFTMAXES = "What was it to be? Softmaxes of 256 values, without guidance, at temperature 1"
 MAX_RESULTS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """The picture that the tabs work on; label None: no class. Its order of patches is that of `seed` and `index`."""
+    """The picture that the tabs work on; label None: no class. Its order of patches is that of seed and `index`.
+
+    settings  what it was drawn with, None for an upload; generated: it is as `generate` draws it, neither upload nor edit
+    """
 
     image: Image.Image
     caption: str
     label: int | None = None
-    seed: int = 0
     index: int = 0
-    steps: tuple[int, ...] | None = None
+    settings: dict | None = None
+    generated: bool = False
 
 
-def to_label(value) -> int | None:
+def to_label(value, class_num: int) -> int | None:
     """A class menu's value; -1 is no class."""
-    return None if value in (None, -1, "-1") else int(value)
+    return None if value in (None, -1, "-1") else check_number(value, 0, class_num - 1, "the class")
 
 
-def check_settings(model, seed, guidance, temperature, steps: Sequence, labelled: bool) -> dict:
+def check_settings(model, seed, guidance, temperature, steps: Sequence, labelled: bool, chunk: int | None = None) -> dict:
     """The settings for `generate`; UserError for one that is missing or out of range."""
-    if seed is None or seed != int(seed) or not 0 <= seed < 2**53:  # what a browser's numbers hold
-        raise UserError("the seed must be a whole number from 0 to 2**53 - 1")
+    seed = check_number(seed, 0, 2**53 - 1, "the seed")  # what a browser's numbers hold
     defaults = model.sampling_defaults
     try:
         steps = tuple(int(number) for number in steps)
@@ -60,45 +65,47 @@ def check_settings(model, seed, guidance, temperature, steps: Sequence, labelled
         scale = float(guidance) if labelled else 1.0
         temperature = float(temperature)
         Guidance.create(scale, defaults.guidance_schedule, temperature, defaults.filter_threshold)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(str(error)) from error
     return dict(
-        seed=int(seed), guidance_scale=scale, temperature=temperature, num_inference_steps=steps,
+        seed=seed, guidance_scale=scale, temperature=temperature, num_inference_steps=steps, chunk=chunk,
         watch_levels=len(model.generators), progress_bar=False,
     )  # fmt: skip
 
 
-def check_chosen(one: Chosen | None) -> None:
+def check_chosen(one: Chosen | None, side: int) -> None:
     if one is None:
         raise UserError("there is no picture yet: generate one, or upload one")
+    if one.image.size != (side, side):
+        raise UserError(f"this picture is smaller than {side} x {side}: in Edit, {KEEP!r} makes it larger")
 
 
-def check_number(number, most: int, what: str) -> int:
-    if number is None or not 1 <= int(number) <= most:
-        raise UserError(f"{what} must be from 1 to {most}")
-    return int(number)
+def check_number(value, low: int, high: int, what: str) -> int:
+    with suppress(TypeError, ValueError, OverflowError):
+        if low <= int(value) == float(value) <= high:
+            return int(value)
+    raise UserError(f"{what} must be a whole number from {low} to {high}")
 
 
-def draw(model, label: int | None, number: int, settings: dict) -> Iterator[tuple]:
-    """`watch` of `number` pictures of a class."""
+def draw(model, label: int | None, number: int, settings: dict, index: int = 0) -> Iterator[tuple]:
+    """`watch` of `number` pictures of a class, counted from `index`."""
     labels = None if label is None else [label] * number
-    settings = settings if labels else {**settings, "guidance_scale": None}
-    return watch(lambda step: model.generate(labels, num_pictures=number, callback_on_step_end=step, **settings))
+    indices = range(index, index + number)
+    return watch(
+        lambda step: model.generate(labels, num_pictures=number, indices=indices, callback_on_step_end=step, **settings)
+    )
 
 
 def redraw(model, image, mask: np.ndarray, label: int | None, number: int, settings: dict) -> Iterator[tuple]:
     """`watch` of `number` edits where `mask` (H, H) is True."""
-    settings = settings if label is not None else {**settings, "guidance_scale": None}
+    if not mask.any():
+        raise UserError("nothing to repaint: all of the picture is kept")
     return watch(lambda step: model.edit(image, mask, label, num_results=number, callback_on_step_end=step, **settings))
 
 
 def extend(model, image, position, label: int | None, number: int, settings: dict) -> Iterator[tuple]:
     """`watch` of `number` larger pictures around a small one."""
-    settings = settings if label is not None else {**settings, "guidance_scale": None}
-    work: Callable = lambda step: model.uncrop(  # noqa: E731
-        image, position, label, num_results=number, callback_on_step_end=step, **settings
-    )
-    return watch(work)
+    return watch(lambda step: model.uncrop(image, position, label, num_results=number, callback_on_step_end=step, **settings))
 
 
 def painted(layers: Sequence[np.ndarray], side: int) -> np.ndarray:
@@ -113,9 +120,10 @@ def painted(layers: Sequence[np.ndarray], side: int) -> np.ndarray:
 def region(by_box: bool, box: Sequence, layers: Sequence[np.ndarray], side: int) -> np.ndarray:
     """(side, side) bool: the box (x, y, width, height), or what is painted. UserError where that is nothing."""
     if by_box:
-        if any(value is None for value in box):
-            raise UserError("the box needs four numbers: x, y, width, height")
-        return box_mask(side, [int(value) for value in box]).numpy()
+        names = ("x", "y", "width", "height")
+        return box_mask(
+            side, [check_number(value, 0, side, f"the box's {name}") for name, value in zip(names, box, strict=True)]
+        ).numpy()
     mask = painted(layers, side)
     if not mask.any():
         raise UserError("nothing is painted: paint over the picture with the brush, or choose the box")
@@ -154,7 +162,8 @@ def save_download(images: Sequence[Image.Image], folder: Path) -> str:
 def figure(image: Image.Image, caption: str = "") -> str:
     """HTML of a picture; its pixels are enlarged by the browser, as squares."""
     data = base64.b64encode(png(image)).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>{html.escape(caption)}</figcaption></figure>'
+    said = html.escape(caption)
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{said or "picture"}"><figcaption>{said}</figcaption></figure>'
 
 
 def thumbnail(chosen: Chosen) -> str:
@@ -172,6 +181,22 @@ def canvas(step: int, num_steps: int, pictures) -> str:
     return f'<progress max="{num_steps}" value="{step + 1}"></progress> step {step + 1} of {num_steps}{shown}'
 
 
+def with_new_dice(model, chosen: Chosen, level: int, seed: int) -> dict:
+    """The settings of a generated picture, `level`'s dice being `seed`'s: what was drawn before its first choice stays."""
+    before = chosen.settings["seed"]
+    seeds = [before] * len(model.generators) if isinstance(before, int) else list(before)
+    seeds[level] = seed
+    return {**chosen.settings, "seed": seeds}
+
+
+def choices_of_levels(model) -> list[tuple[str, int]]:
+    """Words, and the level whose choices are drawn anew."""
+    below = [f"guiding pixels of level {level}" for level in range(1, len(model.generators))] + ["pixels"]
+    return [
+        (f"level {level}: order of patches, {what}; the other levels' dice stay", level) for level, what in enumerate(below)
+    ]
+
+
 def choices_of_patches(model, pixel: Sequence[int]) -> list[tuple[str, tuple[int, int, int]]]:
     """The patch of each level that holds `pixel`, down to it: words, and the box (x, y, side)."""
     found = [("the whole picture", (0, 0, model.img_size_list[0]))]
@@ -184,8 +209,9 @@ def choices_of_patches(model, pixel: Sequence[int]) -> list[tuple[str, tuple[int
 def look(model, chosen: Chosen, pixel: Sequence[int]) -> tuple[Inside, str]:
     """What each level knew when it decided the patch that holds `pixel`, and HTML that shows it."""
     inside = look_inside(
-        model, chosen.image, pixel, chosen.label, num_inference_steps=chosen.steps, seed=chosen.seed, index=chosen.index
-    )
+        model, chosen.image, pixel, chosen.label, index=chosen.index, seed=chosen.settings["seed"] if chosen.settings else 0,
+        num_inference_steps=chosen.settings and chosen.settings["num_inference_steps"],
+    )  # fmt: skip
     parts, bars = [], []
     for level, place in enumerate(inside.places):
         x, y, side = place.picture
@@ -203,7 +229,8 @@ def look(model, chosen: Chosen, pixel: Sequence[int]) -> tuple[Inside, str]:
             bits = ", ".join(f"{name} {value:.2f}" for name, value in zip("RGB", place.entropy.tolist(), strict=True))
             bars.append(figure(bar_chart(place.probs, place.levels.tolist()), f"Softmaxes of {what}; entropy in bits: {bits}"))
     maps = entropy_maps(inside)
-    return inside, figures(parts) + "<h4>What was it to be? Softmaxes of 256 values</h4>" + figures(bars + maps)
+    order = "" if chosen.generated else f"<p>{NO_ORDER}</p>"
+    return inside, order + figures(parts) + f"<h4>{SOFTMAXES}</h4>" + figures(bars + maps)
 
 
 def entropy_maps(inside: Inside) -> list[str]:
@@ -219,7 +246,7 @@ def entropy_maps(inside: Inside) -> list[str]:
 
 def likelihood(model, chosen: Chosen, label: int | None, num_orders: int) -> str:
     """HTML of a picture's heat map and bits."""
-    common = dict(num_orders=num_orders, seed=chosen.seed, progress_bar=False)
+    common = dict(num_orders=num_orders, progress_bar=False)
     pixels = -model.log_likelihood(chosen.image, label, "pixel", **common).bits[0]
     by_level, errors = model.log_likelihood(chosen.image, label, "level", **common)
     total, sub_pixels = -by_level.sum().item(), 3 * pixels.numel()
@@ -243,6 +270,6 @@ def posterior(model, chosen: Chosen, classes: Sequence, num_orders: int, most: i
     labels = [int(label) for label in classes]
     if not 2 <= len(labels) <= most:
         raise UserError(f"choose 2 to {most} classes to compare")
-    common = dict(num_orders=num_orders, seed=chosen.seed, progress_bar=False)
+    common = dict(num_orders=num_orders, progress_bar=False)
     found = model.classify(chosen.image, labels, **common)[0].tolist()
     return {f"{class_title(label, model.class_names)} ({label})": share for label, share in zip(labels, found, strict=True)}

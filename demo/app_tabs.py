@@ -2,17 +2,10 @@
 
 import app_logic as logic
 import gradio as gr
-from app_logic import Chosen
 from app_page import HEAVY, Page, spoken
 from PIL import Image
 
-from util.classes import class_title
-
 COMPARED = 20  # classes at most
-
-
-def first(history: list) -> Chosen | None:
-    return history[0] if history else None
 
 
 def build_generate(page: Page) -> None:
@@ -29,15 +22,16 @@ def build_generate(page: Page) -> None:
 
     @spoken
     def generate(said, number, seed, guidance, temperature, *rest):
-        *steps, history, session = rest
-        label = logic.to_label(said)
-        options = logic.check_settings(page.model, seed, guidance, temperature, steps, label is not None)
-        number = logic.check_number(number, page.max_batch, "the number of pictures")
-        caption = "no class" if label is None else class_title(label, page.model.class_names)
-        yield from page.stream(logic.draw(page.model, label, number, options), caption, label, options, history, session)
+        steps, asked = rest[:-3], rest[-3:]
+        label = page.label(said)
+        options = page.options(seed, guidance, temperature, steps, label)
+        number = logic.check_number(number, 1, page.max_batch, "the number of pictures")
+        drawing = logic.draw(page.model, label, number, options)
+        for shown in page.stream(drawing, page.title(label), label, options, asked, generated=True):
+            history = shown[-1]
+            yield *shown, history[0] if isinstance(history, list) else gr.skip()
 
-    event = run.click(generate, [menu, number, *settings, page.history, page.session], result, **HEAVY, show_progress="hidden")
-    event.success(first, page.history, page.chosen)
+    page.when_pressed(run, generate, [menu, number, *settings], [*result, page.chosen])
 
 
 def build_edit(page: Page) -> None:
@@ -70,14 +64,16 @@ def build_edit(page: Page) -> None:
 
     @spoken
     def edit(one, drawing, mode, by_box, x, y, width, height, said, number, seed, guidance, temperature, *rest):
-        *steps, history, session = rest
-        logic.check_chosen(one)
-        label = logic.to_label(said)
+        steps, asked = rest[:-3], rest[-3:]
+        smaller = one is not None and max(one.image.size) <= page.side and min(one.image.size) < page.side
+        if not (mode == logic.KEEP and smaller):
+            logic.check_chosen(one, page.side)
+        label = page.label(said)
         if mode == logic.OTHER_CLASS and label == one.label:
             raise logic.UserError("choose another class than the picture's in 'Class to draw'")
-        options = logic.check_settings(page.model, seed, guidance, temperature, steps, label is not None)
-        number = logic.check_number(number, min(logic.MAX_RESULTS, page.max_batch), "the number of results")
-        if mode == logic.KEEP and max(one.image.size) <= page.side and min(one.image.size) < page.side:
+        options = page.options(seed, guidance, temperature, steps, label)
+        number = logic.check_number(number, 1, min(logic.MAX_RESULTS, page.max_batch), "the number of results")
+        if smaller:
             position = [(page.side - length) // 2 for length in one.image.size]
             drawing = logic.extend(page.model, one.image, position, label, number, options)
         else:
@@ -85,11 +81,9 @@ def build_edit(page: Page) -> None:
             mask = logic.region(by_box, (x, y, width, height), layers, page.side)
             mask = ~mask if mode == logic.KEEP else mask
             drawing = logic.redraw(page.model, one.image, mask, label, number, options)
-        name = "no class" if label is None else class_title(label, page.model.class_names)
-        yield from page.stream(drawing, f"edit, {name}", label, options, history, session)
+        yield from page.stream(drawing, f"edit, {page.title(label)}", label, options, asked)
 
-    inputs = [page.chosen, editor, mode, by_box, *box, menu, number, *settings, page.history, page.session]
-    run.click(edit, inputs, result, **HEAVY, show_progress="hidden")
+    page.when_pressed(run, edit, [page.chosen, editor, mode, by_box, *box, menu, number, *settings], result)
 
 
 def build_inside(page: Page) -> None:
@@ -104,7 +98,7 @@ def build_inside(page: Page) -> None:
             with gr.Row():
                 pixel = [gr.Number(page.side // 2, label=name, precision=0, min_width=60) for name in ("x", "y")]
             run = gr.Button("Look inside", variant="primary")
-            patch = gr.Radio(label="Draw again, and keep all the rest", choices=[], visible=False)
+            patch = gr.Radio(label="Draw again, and keep the rest", choices=[], visible=False)
             seed = gr.Number(1, label="Seed", precision=0, minimum=0)
             again = gr.Button("Draw it again", interactive=False)
         with gr.Column(scale=3):
@@ -115,11 +109,11 @@ def build_inside(page: Page) -> None:
 
     @spoken
     def look(one, x, y):
-        logic.check_chosen(one)
-        if x is None or y is None:
-            raise logic.UserError("the pixel needs two numbers, x and y")
-        _, parts = logic.look(page.model, one, (int(x), int(y)))
-        names = [name for name, _ in logic.choices_of_patches(page.model, (int(x), int(y)))]
+        logic.check_chosen(one, page.side)
+        at = page.pixel(x, y)
+        _, parts = logic.look(page.model, one, at)
+        patches, levels = logic.choices_of_patches(page.model, at), logic.choices_of_levels(page.model)
+        names = [name for name, _ in patches + levels * one.generated]
         return parts, gr.Radio(choices=names, value=names[1], visible=True), gr.Button(interactive=True)
 
     def clicked(event: gr.SelectData):
@@ -127,23 +121,30 @@ def build_inside(page: Page) -> None:
         return [min(page.side - 1, int(place) // zoom) for place in event.index]
 
     @spoken
-    def draw_again(one, x, y, name, seed, history, session):
-        box = dict(logic.choices_of_patches(page.model, (int(x), int(y))))[name]
+    def draw_again(one, x, y, name, seed, *asked):
+        logic.check_chosen(one, page.side)
         defaults = page.model.sampling_defaults
-        steps = one.steps or defaults.num_inference_steps
-        options = logic.check_settings(
-            page.model, seed, defaults.guidance_scale, defaults.temperature, steps, one.label is not None
+        settings = one.settings or vars(defaults)
+        options = page.options(
+            seed, settings["guidance_scale"], settings["temperature"], settings["num_inference_steps"], one.label
         )
+        level = dict(logic.choices_of_levels(page.model)).get(name)
+        if level is not None and one.generated:
+            options = logic.with_new_dice(page.model, one, level, options["seed"])
+            drawing = logic.draw(page.model, one.label, 1, options, one.index)
+            yield from page.stream(drawing, name, one.label, options, asked, one.index, generated=True)
+            return
+        box = dict(logic.choices_of_patches(page.model, page.pixel(x, y))).get(name)
+        if box is None:
+            raise logic.UserError("look inside this picture first, then choose what to draw again")
         mask = logic.box_mask(page.side, (*box[:2], box[2], box[2])).numpy()
         drawing = logic.redraw(page.model, one.image, mask, one.label, min(4, page.max_batch), options)
-        yield from page.stream(drawing, f"again: {name}", one.label, options, history, session)
+        yield from page.stream(drawing, f"again: {name}", one.label, options, asked)
 
     looked = dict(fn=look, inputs=[page.chosen, *pixel], outputs=[shown, patch, again], **HEAVY)
     run.click(**looked)
     image.select(clicked, None, pixel).success(**looked)
-    again.click(
-        draw_again, [page.chosen, *pixel, patch, seed, page.history, page.session], result, **HEAVY, show_progress="hidden"
-    )
+    page.when_pressed(again, draw_again, [page.chosen, *pixel, patch, seed], result)
 
 
 def build_likelihood(page: Page) -> None:
@@ -168,13 +169,13 @@ def build_likelihood(page: Page) -> None:
 
     @spoken
     def read(one, said, orders):
-        logic.check_chosen(one)
-        return logic.likelihood(page.model, one, logic.to_label(said), logic.check_number(orders, 8, "the number of orders"))
+        logic.check_chosen(one, page.side)
+        return logic.likelihood(page.model, one, page.label(said), logic.check_number(orders, 1, 8, "the number of orders"))
 
     @spoken
     def compare(one, classes, orders):
-        logic.check_chosen(one)
-        return logic.posterior(page.model, one, classes, logic.check_number(orders, 8, "the number of orders"), COMPARED)
+        logic.check_chosen(one, page.side)
+        return logic.posterior(page.model, one, classes, logic.check_number(orders, 1, 8, "the number of orders"), COMPARED)
 
     run.click(read, [page.chosen, menu, orders], shown, **HEAVY)
     which.click(compare, [page.chosen, compared, orders], share, **HEAVY)

@@ -80,18 +80,63 @@ def test_settings_out_of_range_are_named(model):
     good = dict(seed=1, guidance=2.0, temperature=1.0, steps=(4, 4), labelled=True)
     assert logic.check_settings(model, **good)["num_inference_steps"] == (4, 4)
     bad = {
-        "seed": (None, -1, 0.5, 2**60),
-        "guidance": (0.5, None),
-        "temperature": (0, None),
-        "steps": ((4,), (0, 4), (None, 4)),
+        "seed": (None, -1, 0.5, 2**60, float("inf"), float("nan"), "x", [1]),
+        "guidance": (0.5, None, float("inf")),
+        "temperature": (0, None, float("nan"), "x"),
+        "steps": ((4,), (0, 4), (None, 4), (float("inf"), 4)),
     }
     for name, values in bad.items():
         for value in values:
             with pytest.raises(UserError):
                 logic.check_settings(model, **{**good, name: value})
-    for number in (0, 17, None):
-        with pytest.raises(UserError, match="from 1 to 16"):
-            logic.check_number(number, 16, "the number of pictures")
+    for number in (0, 17, None, "many", float("inf"), float("nan"), [2]):
+        with pytest.raises(UserError, match="the number of pictures must be a whole number from 1 to 16"):
+            logic.check_number(number, 1, 16, "the number of pictures")
+    assert logic.check_number(4.0, 1, 16, "the number of pictures") == 4
+    with pytest.raises(UserError, match="class"):
+        logic.to_label([1], 4)
+    assert [logic.to_label(said, 4) for said in (-1, None, 3)] == [None, None, 3]
+
+
+def test_what_cannot_be_worked_on_is_said(model):
+    with pytest.raises(UserError, match="no picture yet"):
+        logic.check_chosen(None, 8)
+    with pytest.raises(UserError, match="smaller than 8 x 8: in Edit"):
+        logic.check_chosen(logic.Chosen(picture(side=5), "a picture"), 8)
+    settings = logic.check_settings(model, 3, 2.0, 1.0, (5, 4), True)
+    with pytest.raises(UserError, match="nothing to repaint"):
+        logic.redraw(model, picture(), np.zeros((8, 8), bool), 1, 1, settings)
+
+
+def test_too_little_memory_is_a_message_and_other_errors_are_not_hidden():
+    gradio = pytest.importorskip("gradio", reason="pip install -e '.[app]'")
+    from app_page import spoken
+
+    @spoken
+    def fail(error):
+        raise error
+
+    for error in (RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError(), torch.OutOfMemoryError()):
+        with pytest.raises(gradio.Error, match="not enough memory"):
+            fail(error)
+    with pytest.raises(RuntimeError, match="a fault"):
+        fail(RuntimeError("a fault"))
+
+
+def test_new_dice_for_one_level_keep_the_other_levels_dice(model):
+    settings = logic.check_settings(model, 3, 2.0, 1.0, (5, 4), True)
+    *_, (_, first) = logic.draw(model, 1, 3, settings)
+    chosen = logic.Chosen(first[2], "a picture", 1, 2, settings, generated=True)
+    same = logic.with_new_dice(model, chosen, 1, 3)
+    *_, (_, again) = logic.draw(model, 1, 1, same, chosen.index)
+    assert (np.asarray(again[0]) == np.asarray(first[2])).all()
+    other = logic.with_new_dice(model, chosen, 1, 4)
+    assert other["seed"] == [3, 4]
+    *_, (_, (changed,)) = logic.draw(model, 1, 1, other, chosen.index)
+    assert (np.asarray(changed) != np.asarray(first[2])).any()
+    twice = logic.with_new_dice(model, logic.Chosen(changed, "a picture", 1, 2, other, generated=True), 0, 9)
+    assert twice["seed"] == [9, 4]
+    assert [level for _, level in logic.choices_of_levels(model)] == [0, 1]
 
 
 def test_likelihood_and_posterior_are_the_models_own(model):
@@ -114,6 +159,9 @@ def test_looking_inside_shows_each_level_and_softmax(model):
     inside, shown = logic.look(model, logic.Chosen(picture(), "a picture", 1), (5, 2))
     assert len(inside.places) == 2
     assert shown.count("<img") == 2 + 2 + 2  # levels; softmaxes of guiding pixel and pixel; their maps
+    assert logic.NO_ORDER in shown
+    generated = logic.Chosen(picture(), "a picture", 1, 0, logic.check_settings(model, 3, 2.0, 1.0, (5, 4), True), True)
+    assert logic.NO_ORDER not in logic.look(model, generated, (5, 2))[1]
     assert logic.choices_of_patches(model, (5, 2))[1:] == [("the 2 x 2 patch of level 0", (4, 2, 2)), ("the pixel", (5, 2, 1))]
 
 
@@ -224,6 +272,9 @@ def test_generate_paint_edit_and_download(browser, model):
 
     browser.locator("#history button").nth(2).click()
     expect(browser.locator("#thumb")).to_contain_text("picture 2")
+    with browser.expect_download() as waiting:
+        browser.locator("button:visible", has_text="Save this one").click()
+    assert (np.asarray(Image.open(waiting.value.path())) == drawn[2]).all()
     browser.get_by_role("tab", name="Edit").click()
     place = settled(browser, browser.locator("#editor canvas").first)
     middle = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
@@ -298,12 +349,12 @@ def test_errors_are_messages_and_a_phone_needs_no_sideways_scrolling(browser, tm
     assert "Traceback" not in browser.content()
 
 
-def test_stop_ends_the_drawing(browser, monkeypatch):
+def test_stop_ends_the_drawing_also_in_the_queue_and_keeps_the_chosen_picture(browser, monkeypatch, tmp_path):
     from playwright.sync_api import expect
 
     ended = []
 
-    def endless(model, label, number, settings):
+    def endless(*arguments):
         def work(step):
             try:
                 while True:
@@ -314,11 +365,28 @@ def test_stop_ends_the_drawing(browser, monkeypatch):
 
         return watch(work)
 
+    def wait_for(number: int) -> None:
+        deadline = time.monotonic() + 60
+        while len(ended) < number and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(ended) == number
+
     monkeypatch.setattr(logic, "draw", endless)
+    picture(7).save(tmp_path / "known.png")
+    browser.locator("#upload input[type=file], input[type=file]").first.set_input_files(tmp_path / "known.png")
+    expect(browser.locator("#thumb")).to_contain_text("known.png")
     press(browser, "Generate")
     expect(browser.locator("progress:visible")).to_be_visible()
+    other = browser.context.browser.new_page()
+    other.goto(browser.url)
+    press(other, "Generate")
+    expect(other.get_by_text("queue", exact=False).first).to_be_visible()
+    press(other, "Stop")
     press(browser, "Stop")
-    deadline = time.monotonic() + 60
-    while not ended and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert ended
+    wait_for(2)  # the other's as soon as it begins
+    expect(browser.get_by_text("Stopped.")).to_be_visible()
+    expect(browser.locator("progress:visible")).to_have_count(0)
+    expect(browser.locator("#thumb")).to_contain_text("known.png")
+    browser.get_by_role("tab", name="Likelihood").click()
+    press(browser, "Read")
+    expect(browser.locator("h4:visible", has_text="bits per dimension")).to_be_visible()
