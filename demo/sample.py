@@ -1,6 +1,6 @@
 """Pictures from a model: a sheet, the growth of the canvas as GIF or MP4, a folder for each class.
 
-    python demo/sample.py --classes 3 8 --num 8 --growth output/growth.gif
+    python demo/sample.py --classes face heart --num 8 --growth output/growth.gif
     python demo/sample.py --model fractalmar_in64 --classes "golden retriever" 387 --folders output/dogs
 
 --model is a folder that save_pretrained wrote, an id on the Hugging Face hub, or a published model's name, whose weights
@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from models import zoo  # noqa: E402  needs the path above when the package is not installed
 from models.guidance import SCHEDULES, Guidance  # noqa: E402
-from models.sampling import validate_num_iters  # noqa: E402
+from models.sampling import is_out_of_memory, validate_num_iters  # noqa: E402
 from util.animation import Growth, save_animation  # noqa: E402
 from util.classes import class_title, find_class  # noqa: E402
 from util.errors import UserError  # noqa: E402
@@ -40,7 +40,7 @@ def positive(text: str) -> int:
 
 def get_parser() -> argparse.ArgumentParser:
     parser = Parser("demo/sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(zoo.IN_THE_BOX), help="default: the model in the box, demo/digits_model")
+    parser.add_argument("--model", default=str(zoo.IN_THE_BOX), help="default: the model in the box, demo/emoji_model")
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers; default: all, of many the first 10")
     parser.add_argument("--num", type=positive, default=8, help="pictures of each class")
     parser.add_argument("--seed", type=int, default=0)
@@ -119,12 +119,20 @@ def main(argv: list[str] | None = None) -> None:
             run(args)
         except OSError as error:
             raise UserError(f"{error.filename or 'output'}: {error.strerror or error}") from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError("out of memory; give a smaller --batch, or --chunk") from error
 
 
 def run(args: argparse.Namespace) -> None:
     for path in args.growth:
         if path.suffix.lower() not in (".gif", ".mp4"):
             raise UserError(f"--growth {path}: its name must end in .gif or .mp4")
+    if args.sheet.suffix.lower() != ".png":
+        raise UserError(f"--sheet {args.sheet}: its name must end in .png")
+    if args.folders and args.folders.is_dir() and any(args.folders.iterdir()):
+        raise UserError(f"--folders {args.folders}: has something in it; give a new folder, so that no pictures mix")
     model = zoo.load(args.model, args.device)
     settings = check_settings(model, args)
     if args.classes:

@@ -84,6 +84,10 @@ def test_without_a_writer_of_mp4_one_line_says_so_and_nothing_is_left(tmp_path, 
 
 BAD = {
     "--cfg 0.5": "guidance scale",
+    "--cfg inf": "guidance scale (cfg) inf must be from 1",
+    "--temperature inf": "temperature inf must be above 0, and finite",
+    "--sheet a.jpg": "--sheet a.jpg: its name must end in .png",
+    "--folders /": "--folders /: has something in it",
     "--num_iter_list 4": "num_iter_list",
     "--classes dog": "no class 'dog'; give one of its names or a number from 0 to 3",
     "--classes 4": "no class '4'",
@@ -104,6 +108,18 @@ def test_bad_input_ends_in_one_line(flags, folder, tmp_path, capsys):
     assert (ended.value.code, len(error)) == (2, 1)
     assert BAD[flags] in error[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_is_said_in_one_line(folder, tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(sample, "draw", fail)
+    with pytest.raises(SystemExit):
+        sample.main(f"--model {folder} --num 1 --device cpu --sheet {tmp_path}/a.png".split())
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert "out of memory; give a smaller --batch, or --chunk" in error[0]
 
 
 def test_classes_by_name_in_any_case_and_by_number():
