@@ -35,6 +35,7 @@ CSS = """
 @media (max-width: 480px) {.tab-container button {padding: 0 6px !important; font-size: 14px !important}}
 #thumb figure {max-width: 72px; flex: 0 0 72px}
 #thumb .figures {margin: 0; align-items: center}
+#editor .toolbar-wrap {left: 0 !important}
 """
 
 

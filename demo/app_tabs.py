@@ -74,7 +74,8 @@ def build_edit(page: Page) -> None:
         options = page.options(seed, guidance, temperature, steps, label)
         number = logic.check_number(number, 1, min(logic.MAX_RESULTS, page.max_batch), "the number of results")
         if smaller:
-            position = [(page.side - length) // 2 for length in one.image.size]
+            position = (x, y) if by_box else [(page.side - length) // 2 for length in one.image.size]
+            position = [logic.check_number(value, 0, page.side, "the box's x and y") for value in position]
             drawing = logic.extend(page.model, one.image, position, label, number, options)
         else:
             layers = drawing["layers"] if drawing else []

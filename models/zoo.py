@@ -10,7 +10,7 @@ from util import checkpoint, dist, download
 from util.classes import imagenet_names
 from util.errors import UserError
 
-IN_THE_BOX = Path(__file__).resolve().parent.parent / "demo" / "digits_model"
+IN_THE_BOX = Path(__file__).resolve().parent.parent / "demo" / "emoji_model"
 
 
 def load(name: str | Path = IN_THE_BOX, device: str | torch.device | None = None) -> FractalGen:

@@ -1,7 +1,8 @@
-"""The emoji's preparation, and what the demo says of a model of them."""
+"""The model in the box, the emoji's preparation, and what the demo says of both."""
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,59 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
 import emoji
 import emoji_data
 
-from models import fractalgen
+from engine_fractalgen import compute_nll
+from models import fractalgen, zoo
 from models.fractalgen import FractalGen
 from util import checkpoint
-from util.data import open_split
+from util.data import PictureSet, make_loader, open_split
+from util.dist import World
+
+HELD_OUT = Path(__file__).parent / "golden" / "emoji"  # val/CLASS/NAME.png: one held-out emoji of each class
+
+
+@pytest.fixture(scope="module")
+def model():
+    return FractalGen.from_pretrained(zoo.IN_THE_BOX)
+
+
+def test_the_box_is_small_and_has_class_names_licence_and_guiding_pixels(model):
+    assert sum(path.stat().st_size for path in zoo.IN_THE_BOX.iterdir()) <= 12e6
+    assert model.class_names == tuple(emoji_data.CLASSES)
+    assert all(weight.dtype == torch.float32 for weight in model.state_dict().values())
+    assert model.img_size_list[0] == emoji_data.SIDE
+    assert model.config["guiding_pixel"]
+    card = (zoo.IN_THE_BOX / "README.md").read_text()
+    for said in (emoji_data.PACKAGE, "Apache", "python demo/emoji.py"):
+        assert said in card
+
+
+def bits_per_dim(model, folder: Path, passes: int = 8, **settings) -> float:
+    loader = make_loader(
+        PictureSet(open_split(folder, "val"), 32, seed=0), 16, World(), shuffled=False, num_workers=0, pin_memory=False
+    )
+    scores = compute_nll(
+        model, loader, passes=passes, seed=0, device=torch.device("cpu"), autocast=nullcontext(), world=World(),
+        conditional=True, progress_bar=False, **settings,
+    )  # fmt: skip
+    return scores["bits_per_dim"]
+
+
+def test_held_out_emoji_cost_what_they_did_and_less_than_lossless_files(model):
+    bits = bits_per_dim(model, HELD_OUT)
+    files = emoji.lossless_files(emoji.read_split(HELD_OUT / "val")[0])
+    assert bits == pytest.approx(2.435, abs=0.02)
+    assert all(bits < files[name] for name in files if "file a picture" in name)
+
+
+def test_it_draws_pictures_of_the_class_asked_for(model):
+    """Steps are few, to be quick. Held against the mean picture of each class's held-out emoji: a face is yellow, …"""
+    pictures = model.generate([3] * 4, num_inference_steps=(8, 4), seed=0, progress_bar=False)
+    assert {picture.size for picture in pictures} == {(32, 32)}
+    levels = np.stack([np.asarray(picture) for picture in pictures]).astype(float)
+    red, green, blue = levels[:, 12:20, 12:20].mean((0, 1, 2))
+    assert red > blue + 60  # yellow in the middle
+    assert green > blue + 40
+    assert levels[:, :2, :2].mean() > 240  # white in the corner
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +145,6 @@ def test_the_average_is_kept_as_float16_and_comes_back_as_float32(tmp_path):
     assert (tmp_path / "model" / "model.safetensors").stat().st_size < 12e6
     for name, value in trained.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.half().float())
-    assert loaded.sampling_defaults.guidance_scale == emoji.SAMPLING["guidance_scale"]
 
 
 def test_nearest_pictures_are_found():

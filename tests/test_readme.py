@@ -1,7 +1,9 @@
 """Every command and snippet of the README is one that works: flags and names exist, files are where it says."""
 
+import argparse
 import ast
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -10,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import main_fractalgen
-from models import fractalgen
+from models import fractalgen, zoo
+from util.classes import find_class
 from util.dist import World
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,12 +27,13 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     """One line each, without comments, launchers before main_fractalgen.py, and trailing words that stand for more."""
-    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    inline = re.findall(r"`(python [^`]+)`", README)
+    lines = "\n".join([*blocks("bash"), *inline]).replace("\\\n", " ").splitlines()
     return [line.split(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 OURS = sorted({line for line in commands() if re.search(r"main_fractalgen\.py|python demo/|-m (models|util)\.", line)})
-OTHERS = r"^(make (demo|test)|curl|ADM=|trap|HOST=|wait|pip install|pytest)"
+OTHERS = r"^(make (demo|test)|curl|ADM=|trap|export|wait|pip install|pytest|python -m pytest|python tests/bench)"
 
 
 def test_there_is_no_other_kind_of_command():
@@ -46,19 +50,30 @@ def test_flags_of_the_main_command_resolve(command):
     assert len(args.num_iter_list) == len(fractalgen.PRESETS[args.model].steps)
 
 
+class Parsed(Exception):
+    """Raised with what a command's parser made of its words, in place of the work."""
+
+
 @pytest.mark.parametrize("command", [line for line in OURS if "main_fractalgen.py" not in line])
-def test_other_commands_know_their_flags(command, monkeypatch, capsys):
-    """By each command's own --help, which names all flags and choices."""
+def test_other_commands_are_understood_and_know_the_classes_they_name(command, monkeypatch):
     words = shlex.split(command)
     monkeypatch.syspath_prepend(str(ROOT / "demo"))
     at = next(i for i, word in enumerate(words) if word.startswith(("models.", "util.", "demo/")))
     module = importlib.import_module(words[at].removesuffix(".py").replace("/", "."))
-    sub = [words[at + 1]] if words[at] == "util.dataset_tool" else []
-    monkeypatch.setattr(sys, "argv", [words[at], *sub, "--help"])
-    with pytest.raises(SystemExit):
-        module.main(*([sys.argv[1:]] if module.main.__code__.co_argcount else []))
-    said = capsys.readouterr().out
-    assert [word for word in words[at + 1 :] if word.startswith("-") and not re.search(rf"{word}\b", said)] == []
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(parser, arguments=None, namespace=None):
+        raise Parsed(parse(parser, arguments, namespace))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr(sys, "argv", words[at:])
+    with pytest.raises(Parsed) as parsed:
+        module.main()
+    args = vars(parsed.value.args[0])
+    if args.get("model") == str(zoo.IN_THE_BOX):
+        model = json.loads((zoo.IN_THE_BOX / "config.json").read_text())
+        for said in [args["label"]] if args.get("label") else args["classes"] if words[at] == "demo/sample.py" else []:
+            find_class(said, model["class_names"], model["class_num"])
 
 
 def test_snippets_are_python_and_name_what_exists():
@@ -76,8 +91,10 @@ def test_snippets_are_python_and_name_what_exists():
 def test_files_that_it_names_are_there():
     assert [path for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README) if not (ROOT / path).exists()] == []
     listing = next(block for block in blocks("") if "main_fractalgen.py" in block)
-    there = {path.name for folder in (".", "models", "util", "demo", "tests") for path in (ROOT / folder).iterdir()}
-    assert set(re.findall(r"\b\w+\.(?:py|ipynb)\b", listing)) - there == set()
+    listed = re.findall(r"^(\S+\.(?:py|ipynb))", listing, re.MULTILINE)  # a line each
+    modules = [path for folder in (".", "models", "util", "demo") for path in (ROOT / folder).glob("*.py")]
+    assert [path for path in modules if path.stem != "__init__" and str(path.relative_to(ROOT)) not in listed] == []
+    assert [path for path in listed if not (ROOT / path).exists()] == []
 
 
 def test_every_module_is_listed():
