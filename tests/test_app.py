@@ -254,7 +254,7 @@ def download(page) -> list[np.ndarray]:
 
 
 def settled(browser, canvas) -> dict:
-    """Where the editor's canvas lies once it has drawn and scaled its background, however slow the machine."""
+    """Where a canvas or picture lies once it has been drawn and scaled, however slow the machine."""
     seen = []
     while len(seen) < 4 or any(place != seen[-1] for place in seen[-4:]):
         browser.wait_for_timeout(500)
@@ -315,9 +315,11 @@ def test_upload_uncrop_look_again_and_read(browser, model, tmp_path):
     assert (uncropped[:, ~box] != known[~box]).any(-1).mean() > 0.8
 
     browser.get_by_role("tab", name="Look inside").click()
-    picture_place = browser.locator("#inside img").bounding_box()
-    browser.locator("#inside img").click(position={"x": picture_place["width"] * 0.7, "y": picture_place["height"] * 0.3})
-    browser.get_by_label("the pixel").check()  # pixel (5, 2)
+    place = settled(browser, browser.locator("#inside img"))
+    browser.locator("#inside img").click(position={"x": place["width"] * 0.7, "y": place["height"] * 0.3})
+    browser.get_by_label("the pixel", exact=True).check()
+    for name, value in (("x", "5"), ("y", "2")):
+        expect(browser.get_by_label(name, exact=True).locator("visible=true")).to_have_value(value)
     press(browser, "Draw it again")
     expect(browser.locator("button:visible", has_text="Download PNG")).to_be_enabled()
     again = np.stack(download(browser))
