@@ -1,4 +1,4 @@
-"""What a run does: train an epoch, measure the likelihood of pictures, generate pictures. Arguments in, dicts out."""
+"""What a run does: train an epoch, measure the likelihood of images, generate images. Arguments in, dicts out."""
 
 import math
 import time
@@ -14,19 +14,25 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from evaluation.gallery import Gallery, balanced
+from evaluation.nll import compute_nll  # noqa: F401  a published name of this module
 from models.fractalgen import FractalGen
-from models.sampling import is_out_of_memory
-from nll_fractalgen import compute_nll  # noqa: F401  a published name of this module
+from models.sampling.generate import is_out_of_memory
 from util import dist
 from util.dist import World
 from util.errors import UserError
-from util.gallery import Gallery, balanced
 from util.lr_sched import learning_rate
 from util.meters import BadSteps, PeakMemory, RunLog, Window
 from util.pixels import normalize, to_pil
 from util.weights import fingerprint
 
-OF_TRAINING = ("label_drop_prob", "attn_dropout", "proj_dropout", "r_weight", "grad_checkpointing")  # no picture sees them
+OF_TRAINING = (
+    "label_drop_prob",
+    "attn_dropout",
+    "proj_dropout",
+    "r_weight",
+    "grad_checkpointing",
+)  # no image sees them
 LOG_EVERY = 20  # steps; the only places in an epoch where the host waits for the device
 
 
@@ -49,7 +55,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How pictures are drawn; see `FractalGen.sample`."""
+    """How images are drawn; see `FractalGen.sample`."""
 
     num_iter_list: tuple[int, ...]
     cfg: float
@@ -84,21 +90,21 @@ def train_one_epoch(
     ema: nn.Module | None = None,
     bad: BadSteps | None = None,
     max_bad_steps: int = 20,
-    after_step: Callable[[int], None] = lambda pictures: None,
+    after_step: Callable[[int], None] = lambda images: None,
 ) -> dict[str, float]:
     """Trains on the rest of epoch number `epoch` (from 0), beginning at the loader's BatchOrder.start.
 
     model: a FractalGen, bare or in DDP; optimizer: a fused one. Returns the mean loss and images a second.
     A step whose loss or gradient is not finite changes no weight and is counted. Raises UserError after more than
-    `max_bad_steps` of them in a row, counted in `bad` over epochs. `after_step` is told how many pictures of the epoch all
+    `max_bad_steps` of them in a row, counted in `bad` over epochs. `after_step` is told how many images of the epoch all
     processes have done.
     """
     model.train()
     order = loader.batch_sampler
     order.epoch = epoch
-    pictures = order.together * recipe.accum_iter  # a step
+    images = order.together * recipe.accum_iter  # a step
     steps, done = len(order) // recipe.accum_iter, order.start
-    first_step = -(-done // pictures)
+    first_step = -(-done // images)
     batches = iter(loader) if first_step < steps else None
     order.start = 0
     log.start_epoch(epoch, recipe.epochs, steps, first_step)
@@ -123,15 +129,17 @@ def train_one_epoch(
                     f"epoch {first_epoch}, step {first} of {steps}, learning rate {rate:.3g}, "
                     "on; they changed no weight; resume from the last checkpoint with a lower --blr, or with --amp off"
                 )
-            seen = window.pictures * world.size
+            seen = window.images * world.size
             windows.append((means["loss"] * seen, seen, now - began))
             means |= {"lr": lr, "grad_norm": grad_norm.item(), "images_per_s": seen / (now - began)}
             means["skipped_steps"] = bad.skipped()
             log.record(epoch * steps + step + 1, {f"train/{name}": value for name, value in means.items()})
             window, began = Window(device), now
-        done += pictures
+        done += images
         after_step(done)
-    loss, seen, secs = (sum(column) for column in zip(*windows, strict=True)) if windows else (math.nan, 1, math.nan)
+    loss, seen, secs = (
+        (sum(column) for column in zip(*windows, strict=True)) if windows else (math.nan, 1, math.nan)
+    )
     return {"loss": loss / seen, "images_per_s": seen / secs}
 
 
@@ -142,15 +150,17 @@ def train_step(model, batches, optimizer, scaler, recipe, window: Window, device
     """
     for micro in range(recipe.accum_iter):
         levels, labels, _ = next(batches)
-        pictures = normalize(levels.to(device, non_blocking=True))
+        images = normalize(levels.to(device, non_blocking=True))
         labels = labels.to(device, non_blocking=True)
         accumulate = isinstance(model, DistributedDataParallel) and micro + 1 < recipe.accum_iter
         with model.no_sync() if accumulate else nullcontext():
             with autocast:
-                loss, terms = model(pictures, labels, return_terms=True)
-            finite = torch.where(loss.detach().isfinite(), 1.0, math.nan)  # else every process's gradient shall be nan
+                loss, terms = model(images, labels, return_terms=True)
+            finite = torch.where(
+                loss.detach().isfinite(), 1.0, math.nan
+            )  # else every process's gradient shall be nan
             scaler.scale(loss * finite / recipe.accum_iter).backward()
-        window.add(loss, terms, len(pictures))
+        window.add(loss, terms, len(images))
     scaler.unscale_(optimizer)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
     if scaler.is_enabled():  # it skips such a step by itself
@@ -186,13 +196,13 @@ def evaluate(
 ) -> dict[str, float | None]:
     """Draws `folder`/00000.png, 00001.png, …, as many as `num_images` and none more; what is there is not drawn again.
 
-    Picture i depends on (weights, settings, seed, i) alone, whichever process or job draws it (util/gallery.py).
+    Image i depends on (weights, settings, seed, i) alone, whichever process or job draws it (evaluation/gallery.py).
 
-    classes  the same number of pictures of each, in this order; default all
-    notes    goes into manifest.json beside what decides the pictures
+    classes  the same number of images of each, in this order; default all
+    notes    goes into manifest.json beside what decides the images
     say      is told where memory ran out, and what was done about it
 
-    Returns the numbers of pictures and of those that this job drew, its seconds a picture and the most memory a process used.
+    Returns the numbers of images and of those that this job drew, its seconds an image and the most memory a process used.
     Raises UserError where the folder was begun with other weights or settings.
     """
     classes = list(range(model.class_num)) if classes is None else classes
@@ -207,13 +217,23 @@ def evaluate(
     decisive |= {"weights_sha256": fingerprint(model.state_dict())}
     unit = min(batch_size, -(-num_images // world.size))
     gallery = Gallery(
-        folder, num_images, decisive, {"chunk": settings.chunk, "compiled": settings.compiled, **(notes or {})}, unit
+        folder,
+        num_images,
+        decisive,
+        {"chunk": settings.chunk, "compiled": settings.compiled, **(notes or {})},
+        unit,
     )
-    drawer, began, peak = Drawer(model, labels, settings, seed, autocast, say), time.perf_counter(), PeakMemory(device)
+    drawer, began, peak = (
+        Drawer(model, labels, settings, seed, autocast, say),
+        time.perf_counter(),
+        PeakMemory(device),
+    )
     shown = None if progress_bar and world.is_main else True  # None: a bar on a terminal only
     there = num_images - len(gallery.missing(range(num_images)))
-    with tqdm(total=num_images, initial=there, desc="pictures", unit="picture", disable=shown) as bar:
-        drawn = gallery.fill(drawer, batch_size, world.rank / world.size, lambda there: bar.update(there - bar.n))
+    with tqdm(total=num_images, initial=there, desc="images", unit="image", disable=shown) as bar:
+        drawn = gallery.fill(
+            drawer, batch_size, world.rank / world.size, lambda there: bar.update(there - bar.n)
+        )
     dist.barrier()
     gallery.close()
     drawn, elapsed = sum(dist.gather(drawn)), time.perf_counter() - began
@@ -226,22 +246,33 @@ def evaluate(
 
 
 class Drawer:
-    """Numbers of pictures -> pictures. Where memory runs out, it draws half as much at a time, from then on."""
+    """Numbers of images -> images. Where memory runs out, it draws half as much at a time, from then on."""
 
-    def __init__(self, model: FractalGen, labels: Sequence[int], settings: SamplerSettings, seed: int, autocast, say):
+    def __init__(
+        self, model: FractalGen, labels: Sequence[int], settings: SamplerSettings, seed: int, autocast, say
+    ):
         self.model, self.labels, self.settings, self.seed = model, labels, settings, seed
         self.autocast, self.say = autocast, say
 
     def __call__(self, indices: Sequence[int]) -> list[Image.Image]:
         while True:
             try:
-                return draw(self.model, [self.labels[i] for i in indices], indices, self.settings, self.seed, self.autocast)
+                return draw(
+                    self.model,
+                    [self.labels[i] for i in indices],
+                    indices,
+                    self.settings,
+                    self.seed,
+                    self.autocast,
+                )
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             chunk = self.settings.chunk or 2 * len(indices)
             if chunk == 1:
-                raise UserError(f"out of memory drawing {len(indices)} pictures, even with --chunk 1; give a smaller --gen_bsz")
+                raise UserError(
+                    f"out of memory drawing {len(indices)} images, even with --chunk 1; give a smaller --gen_bsz"
+                )
             self.settings = replace(self.settings, chunk=chunk // 2)
             self.say(f"out of memory: from now on with --chunk {chunk // 2}")
             if self.model.fake_latent.device.type != "cpu":
@@ -256,11 +287,11 @@ def draw(
     seed: int,
     autocast: AbstractContextManager,
 ) -> list[Image.Image]:
-    """RGB pictures number `indices` of `seed` for class `labels`, or unconditional ones where the model has no classes."""
+    """RGB images number `indices` of `seed` for class `labels`, or unconditional ones where the model has no classes."""
     with autocast:
-        pictures = model.generate(
+        images = model.generate(
             labels if model.class_num else None,
-            num_pictures=len(indices),
+            num_images=len(indices),
             guidance_scale=settings.cfg,
             guidance_schedule=settings.cfg_schedule,
             num_inference_steps=settings.num_iter_list,
@@ -274,4 +305,4 @@ def draw(
             output_type="pt",
             progress_bar=False,
         )
-    return to_pil(pictures)
+    return to_pil(images)

@@ -17,19 +17,19 @@ import numpy as np
 import torch
 
 import engine_fractalgen as engine
-import sweep_fractalgen as sweep
+from evaluation import sweep
+from evaluation.cost import cost_report
+from evaluation.reference import WHERE
+from evaluation.score import scorer_of_flags
 from models import fractalgen
-from models.flops import cost_report
-from models.guidance import SCHEDULES, Guidance
-from models.sampling import validate_num_iters
+from models.sampling.generate import validate_num_iters
+from models.sampling.guidance import SCHEDULES, Guidance
 from trainer_fractalgen import Training
 from util import checkpoint, dist
-from util.data import PictureLoader, PictureSet, find_bad, make_loader, open_split
+from util.data.loader import ImageDataset, ImageLoader, find_bad, make_loader, open_split
 from util.errors import UserError
 from util.files import sha256, write_json
 from util.flags import get_args_parser, has_bf16, make_writable, provenance
-from util.reference import WHERE
-from util.score import scorer_of_flags
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -86,25 +86,38 @@ def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
     args.amp = args.amp or ("bf16" if has_bf16(device) else "off")
     preset = fractalgen.PRESETS[args.model]
     if args.img_size not in (None, preset.sizes[0]):
-        raise UserError(f"--img_size {args.img_size} contradicts --model {args.model}, which has {preset.sizes[0]}")
+        raise UserError(
+            f"--img_size {args.img_size} contradicts --model {args.model}, which has {preset.sizes[0]}"
+        )
     args.img_size, args.num_iter_list = preset.sizes[0], args.num_iter_list or preset.steps
-    args.lr = args.lr if args.lr is not None else args.blr * args.batch_size * args.accum_iter * world.size / 256
+    args.lr = (
+        args.lr if args.lr is not None else args.blr * args.batch_size * args.accum_iter * world.size / 256
+    )
     for names, (low, high) in RANGES.items():
         for name in names.split():
             if (value := getattr(args, name)) is not None and not low <= value <= high:
                 bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
                 raise UserError(f"--{name} {value} must be {bounds}")
     if args.refresh > 1 and preset.generators[0] != "mar":
-        raise UserError(f"--refresh {args.refresh} is for models whose level 0 is MAR; with --model {args.model} leave it out")
+        raise UserError(
+            f"--refresh {args.refresh} is for models whose level 0 is MAR; with --model {args.model} leave it out"
+        )
     if args.class_num == 0 and args.nll_labels:
         raise UserError("--nll_labels needs classes; with --class_num 0 leave it out")
     for label in args.class_labels or ():
         if not 0 <= label < args.class_num:
-            raise UserError(f"--class_labels: {label} is none of the --class_num {args.class_num} classes, which count from 0")
-    count, draws = len(args.class_labels or ()) or args.class_num or 1, args.evaluate_gen or args.online_eval or args.sweep
+            raise UserError(
+                f"--class_labels: {label} is none of the --class_num {args.class_num} classes, which count from 0"
+            )
+    count, draws = (
+        len(args.class_labels or ()) or args.class_num or 1,
+        args.evaluate_gen or args.online_eval or args.sweep,
+    )
     if draws and args.num_images % count:
         flag = "the number of --class_labels" if args.class_labels else "--class_num"
-        raise UserError(f"--num_images {args.num_images} must be a multiple of {flag} {count}: the same for each class")
+        raise UserError(
+            f"--num_images {args.num_images} must be a multiple of {flag} {count}: the same for each class"
+        )
     try:
         validate_num_iters(args.num_iter_list, len(preset.sizes) - 1)
         for cell in sweep.cells(args.sweep or []) or [{}]:
@@ -158,13 +171,15 @@ class Job:
             args.compile,
             args.refresh,
         )
-        scored = args.evaluate_gen or args.online_eval or args.sweep  # what that lacks is said now, not after hours
+        scored = (
+            args.evaluate_gen or args.online_eval or args.sweep
+        )  # what that lacks is said now, not after hours
         self.scorer = scorer_of_flags(args, device, world) if scored else None
 
-    def data(self, split: str) -> PictureSet:
+    def data(self, split: str) -> ImageDataset:
         args, training = self.args, split == "train"
         source = open_split(Path(args.data_path), split)
-        dataset = PictureSet(
+        dataset = ImageDataset(
             source, args.img_size, seed=args.seed, flip=training and args.flip, fast=training and args.fast_decode,
             replace_bad=training,
         )  # fmt: skip
@@ -172,34 +187,42 @@ class Job:
             what = f"{args.data_path}: {split} ({source.kind}) has {found} classes but --class_num is {args.class_num}"
             raise UserError(what if found else f"{what}; give --class_num 0 for an unconditional model")
         if args.strict_data and (bad := find_bad(source, self.world, args.num_workers, self.world.is_main)):
-            raise UserError(f"--strict_data: {len(bad)} bad picture(s) in {split}, the first: {bad[0]}")
+            raise UserError(f"--strict_data: {len(bad)} bad image(s) in {split}, the first: {bad[0]}")
         return dataset
 
-    def loader(self, dataset: PictureSet, batch_size: int, shuffled: bool) -> PictureLoader:
+    def loader(self, dataset: ImageDataset, batch_size: int, shuffled: bool) -> ImageLoader:
         pin = self.args.pin_mem and self.device.type != "cpu"
         workers = self.args.num_workers
-        return make_loader(dataset, batch_size, self.world, shuffled=shuffled, num_workers=workers, pin_memory=pin)
+        return make_loader(
+            dataset, batch_size, self.world, shuffled=shuffled, num_workers=workers, pin_memory=pin
+        )
 
-    def tell_bad(self, loader: PictureLoader, say: Callable[[str], None]) -> int:
-        """Names the bad pictures that were met since the last call. Returns how many there are by now."""
+    def tell_bad(self, loader: ImageLoader, say: Callable[[str], None]) -> int:
+        """Names the bad images that were met since the last call. Returns how many there are by now."""
         new = loader.gather_bad()
         for number, line in enumerate(new, len(loader.known_bad) - len(new) + 1):
-            say(f"bad picture {number}, skipped: {line}")
+            say(f"bad image {number}, skipped: {line}")
         return len(loader.known_bad)
 
-    def nll(self, model: fractalgen.FractalGen, loader: PictureLoader, say: Callable[[str], None]) -> dict[str, float]:
+    def nll(
+        self, model: fractalgen.FractalGen, loader: ImageLoader, say: Callable[[str], None]
+    ) -> dict[str, float]:
         """The single figures of `likelihood`."""
-        return {name: x for name, x in self.likelihood(model, loader, say).items() if isinstance(x, (int, float))}
+        return {
+            name: x for name, x in self.likelihood(model, loader, say).items() if isinstance(x, (int, float))
+        }
 
-    def likelihood(self, model: fractalgen.FractalGen, loader: PictureLoader, say: Callable[[str], None]) -> dict:
-        """compute_nll of the pictures that can be read, and how many cannot."""
+    def likelihood(
+        self, model: fractalgen.FractalGen, loader: ImageLoader, say: Callable[[str], None]
+    ) -> dict:
+        """compute_nll of the images that can be read, and how many cannot."""
         args = self.args
         scores = engine.compute_nll(
             model, loader, passes=args.nll_forward_number, seed=args.seed, conditional=args.nll_labels,
             num_iter_list=args.num_iter_list if args.nll_schedule else None,
             device=self.device, autocast=self.autocast, world=self.world,
         )  # fmt: skip
-        return {**scores, "num_bad_pictures": self.tell_bad(loader, say)}
+        return {**scores, "num_bad_images": self.tell_bad(loader, say)}
 
     def generate(self, model: fractalgen.FractalGen, folder: Path, step: int = 0) -> dict[str, float | None]:
         """Numbered PNGs in `folder`, of that step of training, and their scores where there is a reference."""
@@ -224,15 +247,15 @@ class Job:
         elif self.world.is_main:
             print("no --resume: the weights are random", file=sys.stderr)
         if args.evaluate_nll:
-            pictures = self.data("val")
+            images = self.data("val")
             say = lambda line: print(line, file=sys.stderr) if self.world.is_main else None  # noqa: E731
-            say(f"{args.data_path}: {pictures.source.kind}, {len(pictures)} pictures in val")
-            scores = self.likelihood(self.model, self.loader(pictures, args.nll_bsz, shuffled=False), say)
+            say(f"{args.data_path}: {images.source.kind}, {len(images)} images in val")
+            scores = self.likelihood(self.model, self.loader(images, args.nll_bsz, shuffled=False), say)
             if self.world.is_main:
                 scores = {name: None if x != x else x for name, x in scores.items()}  # JSON knows no nan
                 print(json.dumps(scores), flush=True)
                 used = {"path": str(path), "sha256": sha256(path), "ema": args.ema} if path else None
-                data = {"path": args.data_path, "kind": pictures.source.kind, "num_pictures": len(pictures)}
+                data = {"path": args.data_path, "kind": images.source.kind, "num_images": len(images)}
                 about = {"checkpoint": used, "data": data, **provenance(args), "processes": self.world.size}
                 write_json(self.output_dir / "nll.json", {**scores, **about})
         if args.evaluate_gen:
@@ -241,7 +264,7 @@ class Job:
             if self.world.is_main:
                 print(json.dumps({**scores, "folder": str(folder)}))
                 if self.scorer is None:
-                    print(f"no --fid_stats: the pictures are not scored; {WHERE}", file=sys.stderr)
+                    print(f"no --fid_stats: the images are not scored; {WHERE}", file=sys.stderr)
         if args.sweep:
             sweep.run(self)
 

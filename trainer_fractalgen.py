@@ -25,7 +25,7 @@ SETTINGS = "settings.json"
 class Training:
     """What a job (main_fractalgen.Job) does without --evaluate_…; `run` does it.
 
-    Where the run is: `step` optimiser steps are done, and `place`, the number of an epoch and of its pictures that are done.
+    Where the run is: `step` optimiser steps are done, and `place`, the number of an epoch and of its images that are done.
     """
 
     def __init__(self, job):
@@ -67,7 +67,9 @@ class Training:
                     write_json(job.output_dir / SETTINGS, {**provenance(job.args), "job": dist.job()})
             train, val = (loader.dataset for loader in (self.train_loader, self.val_loader))
             kinds = " and ".join(dict.fromkeys(data.source.kind for data in (train, val)))
-            self.log.note(f"{job.args.data_path}: {kinds}, {len(train.classes)} classes, {len(train)} + {len(val)} pictures")
+            self.log.note(
+                f"{job.args.data_path}: {kinds}, {len(train.classes)} classes, {len(train)} + {len(val)} images"
+            )
             self.log.say(f"{self.steps} steps an epoch, log: {job.output_dir}")
             try:
                 self.epochs()
@@ -78,9 +80,17 @@ class Training:
         args, job = self.job.args, self.job
         model: nn.Module = job.model
         if job.world.size > 1:
-            model = DistributedDataParallel(model, device_ids=None if job.device.index is None else [job.device.index])
+            model = DistributedDataParallel(
+                model, device_ids=None if job.device.index is None else [job.device.index]
+            )
         recipe = engine.Recipe(
-            args.lr, args.min_lr, args.lr_schedule, args.warmup_epochs, args.epochs, args.grad_clip, args.accum_iter
+            args.lr,
+            args.min_lr,
+            args.lr_schedule,
+            args.warmup_epochs,
+            args.epochs,
+            args.grad_clip,
+            args.accum_iter,
         )
         first_epoch, self.train_loader.batch_sampler.start = self.place
         for epoch in range(first_epoch, args.epochs):
@@ -91,16 +101,16 @@ class Training:
             )  # fmt: skip
             final, end = epoch + 1 == args.epochs, (epoch + 1) * self.steps
             if bad := job.tell_bad(self.train_loader, self.log.note):
-                self.log.record(end, {"train/bad_pictures": bad})
+                self.log.record(end, {"train/bad_images": bad})
             evaluate = ((epoch + 1) % args.eval_freq == 0 or final) and not self.evaluated(end)
             if (epoch + 1) % args.save_last_freq == 0 or evaluate or final:
                 self.save(final)
             if evaluate:
                 self.evaluate(end)
 
-    def after_step(self, epoch: int, pictures: int) -> None:
+    def after_step(self, epoch: int, images: int) -> None:
         """Saves where it is time to, and stops all processes after the same step where one was told to."""
-        self.step, self.place = self.step + 1, (epoch, pictures)
+        self.step, self.place = self.step + 1, (epoch, images)
         signum, every = self.interrupt.agreed(), self.job.args.save_every_steps
         if signum or (every and self.step % every == 0):
             self.save(final=bool(signum))
@@ -112,22 +122,25 @@ class Training:
         return self.step == self.resumed_step and dist.gather(self.log.has(step, "val/bits_per_dim"))[0]
 
     def evaluate(self, step: int) -> None:
-        """Bits/dim of the validation pictures and a grid of samples; with --online_eval also the numbered PNGs.
+        """Bits/dim of the validation images and a grid of samples; with --online_eval also the numbered PNGs.
 
         Draws from no global generator, so that a run does not depend on how often it is evaluated. The checkpoint is
         written before, so that a signal can end it at any moment.
         """
         job, args, log = self.job, self.job.args, self.log
         model = self.ema.module if self.ema else job.model
-        with self.interrupt.immediately(), torch.compiler.set_stance("force_eager"):  # too many shapes to compile
+        with (
+            self.interrupt.immediately(),
+            torch.compiler.set_stance("force_eager"),
+        ):  # too many shapes to compile
             scores = job.nll(model, self.val_loader, log.note)
             if job.world.is_main:
                 classes = np.linspace(0, max(args.class_num - 1, 0), num=16).astype(int).tolist()
-                pictures = engine.draw(model, classes, range(16), job.settings, args.seed, job.autocast)
-                log.picture(step, "samples", make_sheet(pictures, columns=8))
+                images = engine.draw(model, classes, range(16), job.settings, args.seed, job.autocast)
+                log.image(step, "samples", make_sheet(images, columns=8))
             dist.barrier()
             if args.online_eval:
-                log.note(f"pictures: {job.generate(model, job.output_dir / f'generated-{step:07d}', step)}")
+                log.note(f"images: {job.generate(model, job.output_dir / f'generated-{step:07d}', step)}")
             log.record(step, {f"val/{name}": value for name, value in scores.items()})
 
     def save(self, final: bool) -> None:
@@ -135,11 +148,11 @@ class Training:
         one that is not written is an error."""
         if self.step == self.saved_step:
             return
-        job, (epoch, pictures), error = self.job, self.place, None
+        job, (epoch, images), error = self.job, self.place, None
         states = dist.gather(checkpoint.random_state(job.device))
         if job.world.is_main:
             per_step = job.args.accum_iter * self.train_loader.batch_sampler.together
-            finished = -(-pictures // per_step) >= self.steps
+            finished = -(-images // per_step) >= self.steps
             content = {
                 "model": job.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -156,16 +169,16 @@ class Training:
             try:
                 checkpoint.save(job.output_dir, content, job.args.keep_last)
             except OSError as failed:
-                error = (
-                    f"{job.output_dir}: the checkpoint of step {self.step} could not be written ({failed.strerror or failed})"
-                )
+                error = f"{job.output_dir}: the checkpoint of step {self.step} could not be written ({failed.strerror or failed})"
         error = dist.gather(error)[0]
         if error is None:
             self.saved_step = self.step
         elif final or job.args.on_save_error == "stop":
             raise UserError(f"{error}; what was there before is whole")
         else:
-            self.log.say(f"{error}; what was there before is whole, training goes on (--on_save_error continue)")
+            self.log.say(
+                f"{error}; what was there before is whole, training goes on (--on_save_error continue)"
+            )
 
     def find_origin(self) -> Path | None:
         """The checkpoint to go on from: --resume; after torchrun's restart what this job has written itself; or none."""
@@ -210,17 +223,23 @@ class Training:
         try:
             self.restore(content, path)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            raise UserError(f"{path}: its optimizer or random state is not of such a run ({one_line(error)})") from error
+            raise UserError(
+                f"{path}: its optimizer or random state is not of such a run ({one_line(error)})"
+            ) from error
         self.resumed_step = self.step
         if path.parent.resolve() == job.output_dir.resolve():
             self.saved_step = self.step
         if content.get("model_ema") and not self.ema:
             log.say(f"{path} holds an average, which ends here: without --ema none is kept")
-        log.say(f"resumed {path} at step {self.step}: epoch {self.place[0]}, {self.place[1]} of its pictures done")
+        log.say(
+            f"resumed {path} at step {self.step}: epoch {self.place[0]}, {self.place[1]} of its images done"
+        )
 
     def restore(self, content: dict, path: Path) -> None:
         """All but the weights."""
-        for group in content["optimizer"]["param_groups"]:  # a published file knows nothing of the fused kernel
+        for group in content["optimizer"][
+            "param_groups"
+        ]:  # a published file knows nothing of the fused kernel
             group.update(fused=True, foreach=None)
         decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(content["optimizer"])
@@ -228,15 +247,17 @@ class Training:
             group["weight_decay"] = decay  # the flag's, not the file's
         if content.get("scaler"):
             self.scaler.load_state_dict(content["scaler"])
-        epoch, pictures = content.get("place", (content["epoch"] + 1, 0))
-        self.place = int(epoch), int(pictures)
+        epoch, images = content.get("place", (content["epoch"] + 1, 0))
+        self.place = int(epoch), int(images)
         self.step = int(content.get("step", self.place[0] * self.steps))
         self.restore_random(content, path)
 
     def load(self, path: Path) -> tuple[Path, dict]:
         """The newest whole checkpoint, chosen by the first process for all."""
         chosen = []
-        path = dist.on_main(self.job.world, lambda: chosen.append(checkpoint.load_newest(path, self.log.say)) or chosen[0][0])
+        path = dist.on_main(
+            self.job.world, lambda: chosen.append(checkpoint.load_newest(path, self.log.say)) or chosen[0][0]
+        )
         return chosen[0] if chosen else (path, checkpoint.load(path))
 
     def bits(self) -> dict[str, int]:
@@ -254,5 +275,9 @@ class Training:
         before = {**now, "processes": len(states), **content.get("run", {})}
         if len(states) == self.job.world.size:
             checkpoint.set_random_state(states[self.job.world.rank], self.job.device)
-        if changes := [f"{name} {before[name]}, now {value}" for name, value in now.items() if before[name] != value]:
-            self.log.say(f"{path} was written with {'; '.join(changes)}: not bit for bit the run that was not stopped")
+        if changes := [
+            f"{name} {before[name]}, now {value}" for name, value in now.items() if before[name] != value
+        ]:
+            self.log.say(
+                f"{path} was written with {'; '.join(changes)}: not bit for bit the run that was not stopped"
+            )

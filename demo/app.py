@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 for folder in (ROOT, ROOT / "demo"):
     sys.path.insert(0, str(folder))
 
-from models import zoo  # noqa: E402  needs the path above when the package is not installed
+from models.hub import zoo  # noqa: E402  needs the path above when the package is not installed
 from util.errors import UserError  # noqa: E402
 from util.flags import Parser  # noqa: E402
 
@@ -41,12 +41,16 @@ CSS = """
 
 def get_parser() -> argparse.ArgumentParser:
     parser = Parser("demo/app.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(zoo.IN_THE_BOX), help="default: the model in the box, demo/emoji_model")
+    parser.add_argument(
+        "--model", default=str(zoo.BUNDLED), help="default: the bundled model, demo/emoji_model"
+    )
     parser.add_argument("--device", help="default: the accelerator that torch finds, else cpu")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: other machines can open the page too")
     parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--max_batch", type=int, default=16, help="most pictures drawn together")
-    parser.add_argument("--chunk", type=int, help="at most so many patches of a deeper level together, for less memory")
+    parser.add_argument("--max_batch", type=int, default=16, help="most images drawn together")
+    parser.add_argument(
+        "--chunk", type=int, help="at most so many patches of a deeper level together, for less memory"
+    )
     parser.add_argument("--max_queue", type=int, default=16, help="most requests that wait")
     parser.add_argument("--max_upload", default="8mb", help="largest file")
     return parser
@@ -63,9 +67,9 @@ def build(model, max_batch: int, chunk: int | None = None):
         page = Page(model, max_batch, chunk)
         gr.Markdown("# FractalGen\nA generative model inside a generative model, down to the pixel.")
         with gr.Row():
-            thumb = gr.HTML("<i>No picture yet: generate or upload one.</i>", elem_id="thumb")
+            thumb = gr.HTML("<i>No image yet: generate or upload one.</i>", elem_id="thumb")
             file = gr.UploadButton(
-                "Upload a picture", file_types=["image"], size="sm", elem_id="upload", scale=0, min_width=160
+                "Upload an image", file_types=["image"], size="sm", elem_id="upload", scale=0, min_width=160
             )
             keep = gr.DownloadButton("Save this one", interactive=False, size="sm", scale=0, min_width=160)
         for name, tab in TABS.items():
@@ -80,7 +84,9 @@ def build(model, max_batch: int, chunk: int | None = None):
             return one
 
         file.upload(uploaded, file, page.chosen)
-        page.chosen.change(lambda one: (app_logic.thumbnail(one), page.download([one.image])), page.chosen, [thumb, keep])
+        page.chosen.change(
+            lambda one: (app_logic.thumbnail(one), page.download([one.image])), page.chosen, [thumb, keep]
+        )
     return blocks
 
 
@@ -100,7 +106,9 @@ def launch(args: argparse.Namespace, wait: bool = True):
     if min(args.max_batch, args.max_queue, args.chunk or 1) < 1:
         raise UserError("--max_batch, --max_queue and --chunk must be at least 1")
     blocks = build(zoo.load(args.model, args.device), args.max_batch, args.chunk)
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from the network
+    theme = gr.themes.Default(
+        font=["system-ui", "sans-serif"], font_mono=["monospace"]
+    )  # none from the network
     blocks.queue(max_size=args.max_queue, default_concurrency_limit=4)
     try:
         blocks.launch(

@@ -12,7 +12,7 @@ def build_generate(page: Page) -> None:
     with gr.Row():
         with gr.Column(scale=1):
             menu = page.class_menu("Class", 0)
-            number = gr.Slider(1, page.max_batch, min(4, page.max_batch), step=1, label="Pictures")
+            number = gr.Slider(1, page.max_batch, min(4, page.max_batch), step=1, label="Images")
             settings = page.settings()
             with gr.Row():
                 run = gr.Button("Generate", variant="primary")
@@ -25,7 +25,7 @@ def build_generate(page: Page) -> None:
         steps, asked = rest[:-3], rest[-3:]
         label = page.label(said)
         options = page.options(seed, guidance, temperature, steps, label)
-        number = logic.check_number(number, 1, page.max_batch, "the number of pictures")
+        number = logic.check_number(number, 1, page.max_batch, "the number of images")
         drawing = logic.draw(page.model, label, number, options)
         for shown in page.stream(drawing, page.title(label), label, options, asked, generated=True):
             history = shown[-1]
@@ -42,7 +42,9 @@ def build_edit(page: Page) -> None:
                 brush=gr.Brush(default_size=48, colors=["#ff2d95"], color_mode="fixed"), buttons=[], elem_id="editor",
             )  # fmt: skip
             mode = gr.Radio(
-                [logic.REPAINT, logic.KEEP, logic.OTHER_CLASS], value=logic.REPAINT, label="What is painted or boxed"
+                [logic.REPAINT, logic.KEEP, logic.OTHER_CLASS],
+                value=logic.REPAINT,
+                label="What is painted or boxed",
             )
             by_box = gr.Checkbox(False, label="A box instead of the brush")
             quarter = page.side // 4
@@ -52,7 +54,9 @@ def build_edit(page: Page) -> None:
             by_box.change(lambda on: gr.Row(visible=on), by_box, row)
         with gr.Column(scale=1):
             menu = page.class_menu("Class to draw", 0)
-            number = gr.Slider(1, min(logic.MAX_RESULTS, page.max_batch), min(4, page.max_batch), step=1, label="Results")
+            number = gr.Slider(
+                1, min(logic.MAX_RESULTS, page.max_batch), min(4, page.max_batch), step=1, label="Results"
+            )
             settings = page.settings()
             with gr.Row():
                 run = gr.Button("Edit", variant="primary")
@@ -63,16 +67,20 @@ def build_edit(page: Page) -> None:
     page.chosen.change(lambda one: -1 if one is None or one.label is None else one.label, page.chosen, menu)
 
     @spoken
-    def edit(one, drawing, mode, by_box, x, y, width, height, said, number, seed, guidance, temperature, *rest):
+    def edit(
+        one, drawing, mode, by_box, x, y, width, height, said, number, seed, guidance, temperature, *rest
+    ):
         steps, asked = rest[:-3], rest[-3:]
         smaller = one is not None and max(one.image.size) <= page.side and min(one.image.size) < page.side
         if not (mode == logic.KEEP and smaller):
             logic.check_chosen(one, page.side)
         label = page.label(said)
         if mode == logic.OTHER_CLASS and label == one.label:
-            raise logic.UserError("choose another class than the picture's in 'Class to draw'")
+            raise logic.UserError("choose another class than the image's in 'Class to draw'")
         options = page.options(seed, guidance, temperature, steps, label)
-        number = logic.check_number(number, 1, min(logic.MAX_RESULTS, page.max_batch), "the number of results")
+        number = logic.check_number(
+            number, 1, min(logic.MAX_RESULTS, page.max_batch), "the number of results"
+        )
         if smaller:
             position = (x, y) if by_box else [(page.side - length) // 2 for length in one.image.size]
             position = [logic.check_number(value, 0, page.side, "the box's x and y") for value in position]
@@ -89,15 +97,19 @@ def build_edit(page: Page) -> None:
 
 def build_inside(page: Page) -> None:
     gr.Markdown(
-        "Click on the picture, or give a pixel: each level's patch that holds it is followed down. Pink: the patch that is "
+        "Click on the image, or give a pixel: each level's patch that holds it is followed down. Pink: the patch that is "
         "decided in this step. Its outputs go down as conditions, and so do its neighbours': green ones were known then, "
         "orange ones not. Violet: not known yet."
     )
     with gr.Row():
         with gr.Column(scale=1):
-            image = gr.Image(label="The chosen picture", format="png", interactive=False, buttons=[], elem_id="inside")
+            image = gr.Image(
+                label="The chosen image", format="png", interactive=False, buttons=[], elem_id="inside"
+            )
             with gr.Row():
-                pixel = [gr.Number(page.side // 2, label=name, precision=0, min_width=60) for name in ("x", "y")]
+                pixel = [
+                    gr.Number(page.side // 2, label=name, precision=0, min_width=60) for name in ("x", "y")
+                ]
             run = gr.Button("Look inside", variant="primary")
             patch = gr.Radio(label="Draw again, and keep the rest", choices=[], visible=False)
             seed = gr.Number(1, label="Seed", precision=0, minimum=0)
@@ -127,7 +139,11 @@ def build_inside(page: Page) -> None:
         defaults = page.model.sampling_defaults
         settings = one.settings or vars(defaults)
         options = page.options(
-            seed, settings["guidance_scale"], settings["temperature"], settings["num_inference_steps"], one.label
+            seed,
+            settings["guidance_scale"],
+            settings["temperature"],
+            settings["num_inference_steps"],
+            one.label,
         )
         level = dict(logic.choices_of_levels(page.model)).get(name)
         if level is not None and one.generated:
@@ -137,7 +153,7 @@ def build_inside(page: Page) -> None:
             return
         box = dict(logic.choices_of_patches(page.model, page.pixel(x, y))).get(name)
         if box is None:
-            raise logic.UserError("look inside this picture first, then choose what to draw again")
+            raise logic.UserError("look inside this image first, then choose what to draw again")
         mask = logic.box_mask(page.side, (*box[:2], box[2], box[2])).numpy()
         drawing = logic.redraw(page.model, one.image, mask, one.label, min(4, page.max_batch), options)
         yield from page.stream(drawing, f"again: {name}", one.label, options, asked)
@@ -150,12 +166,12 @@ def build_inside(page: Page) -> None:
 
 def build_likelihood(page: Page) -> None:
     gr.Markdown(
-        "How many bits each pixel costs the model, unguided, and which class explains the picture best, by Bayes' rule."
+        "How many bits each pixel costs the model, unguided, and which class explains the image best, by Bayes' rule."
     )
     few = page.model.class_num <= COMPARED
     with gr.Row():
         with gr.Column(scale=1):
-            menu = page.class_menu("Given the class", -1)
+            menu = page.class_menu("KnownPixels the class", -1)
             orders = gr.Slider(1, 8, 2, step=1, label="Orders of patches drawn (MAR)")
             run = gr.Button("Read", variant="primary")
             compared = gr.Dropdown(
@@ -165,21 +181,30 @@ def build_likelihood(page: Page) -> None:
             which = gr.Button("Which class?", visible=page.model.class_num > 1)
         with gr.Column(scale=2):
             shown = gr.HTML(elem_classes="live")
-            share = gr.Label(label="p(class | picture), equal priors", visible=page.model.class_num > 1)
+            share = gr.Label(label="p(class | image), equal priors", visible=page.model.class_num > 1)
     page.chosen.change(lambda one: -1 if one is None or one.label is None else one.label, page.chosen, menu)
 
     @spoken
     def read(one, said, orders):
         logic.check_chosen(one, page.side)
-        return logic.likelihood(page.model, one, page.label(said), logic.check_number(orders, 1, 8, "the number of orders"))
+        return logic.likelihood(
+            page.model, one, page.label(said), logic.check_number(orders, 1, 8, "the number of orders")
+        )
 
     @spoken
     def compare(one, classes, orders):
         logic.check_chosen(one, page.side)
-        return logic.posterior(page.model, one, classes, logic.check_number(orders, 1, 8, "the number of orders"), COMPARED)
+        return logic.posterior(
+            page.model, one, classes, logic.check_number(orders, 1, 8, "the number of orders"), COMPARED
+        )
 
     run.click(read, [page.chosen, menu, orders], shown, **HEAVY)
     which.click(compare, [page.chosen, compared, orders], share, **HEAVY)
 
 
-TABS = {"Generate": build_generate, "Edit": build_edit, "Look inside": build_inside, "Likelihood": build_likelihood}
+TABS = {
+    "Generate": build_generate,
+    "Edit": build_edit,
+    "Look inside": build_inside,
+    "Likelihood": build_likelihood,
+}

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 from common import lossless_files, plot_curve, read_split, run_main, share_read_as_asked  # noqa: E402  need the paths above
 
 from models import fractalgen  # noqa: E402
-from models.editing import box_mask  # noqa: E402
+from models.sampling.edit import box_mask  # noqa: E402
 from util import checkpoint  # noqa: E402
 from util.visualize import make_sheet  # noqa: E402
 
@@ -63,15 +63,15 @@ def write_digits(folder: Path) -> None:
 
 
 def baselines(data: Path) -> dict[str, float]:
-    """Bits per dimension of the validation pictures (RGB, 3 * 8 * 8 dimensions) by ways that need no network."""
+    """Bits per dimension of the validation images (RGB, 3 * 8 * 8 dimensions) by ways that need no network."""
     (train, _), (val, _) = read_split(data / "train"), read_split(data / "val")
     # How often each grey stood at each pixel in training, one added to all 256; G and B repeat R and cost nothing.
     counts = np.ones((8, 8, 256))
     rows, columns = np.mgrid[:8, :8]
-    for picture in train:
-        counts[rows, columns, picture[..., 0]] += 1
+    for image in train:
+        counts[rows, columns, image[..., 0]] += 1
     bits = -np.log2(counts / counts.sum(-1, keepdims=True))
-    histogram = np.mean([bits[rows, columns, picture[..., 0]].sum() for picture in val]) / val[0].size
+    histogram = np.mean([bits[rows, columns, image[..., 0]].sum() for image in val]) / val[0].size
     return {"uniform": 8.0, "per-pixel histogram": float(histogram), **lossless_files(val)}
 
 
@@ -87,21 +87,23 @@ def keep(run: Path, folder: Path) -> fractalgen.FractalGen:
 
 def edit_sheet(model: fractalgen.FractalGen, data: Path, results: int = 6) -> Image.Image:
     """Two rows each of inpainting, outpainting, uncropping and another class: held-out scan, what is repainted, results."""
-    pictures, labels = read_split(data / "val")
+    images, labels = read_split(data / "val")
     shown, names = [], []
     for number, (name, box, inside, change) in enumerate(EDITS * 2):
-        picture, label = pictures[labels == number][number], number
+        image, label = images[labels == number][number], number
         mask = box_mask(8, box).numpy() == inside
         asked = (label + change) % 10
-        drawn = model.edit(picture, mask, asked, num_results=results, seed=number, progress_bar=False)
-        hole = np.where(mask[..., None], (255, 0, 255), picture).astype(np.uint8)
-        shown += [Image.fromarray(picture), Image.fromarray(hole), *drawn]
+        drawn = model.edit(image, mask, asked, num_results=results, seed=number, progress_bar=False)
+        hole = np.where(mask[..., None], (255, 0, 255), image).astype(np.uint8)
+        shown += [Image.fromarray(image), Image.fromarray(hole), *drawn]
         names.append(f"{name}, {label}" if asked == label else f"{name}, {label} to {asked}")
     return make_sheet(shown, columns=2 + results, zoom=8, row_labels=names)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output_dir", type=Path, default=ROOT / "output" / "digits")
     parser.add_argument("--retrain", action="store_true", help="train again from the start")
     args = parser.parse_args()
@@ -123,21 +125,27 @@ def main() -> None:
         print(f"trained already, see {run}; --retrain (make demo RETRAIN=1) trains again")
     trained = f"{common} --resume {shlex.quote(str(run))}"
     scores = json.loads(run_main(f"{trained} --evaluate_nll --nll_forward_number 8", capture=True))
-    print("\nbits per dimension of the validation pictures, fewer is better")
+    print("\nbits per dimension of the validation images, fewer is better")
     for name, bits in baselines(data).items():
         print(f"  {name:<24}{bits:6.3f}")
     print(f"  {'this model':<24}{scores['bits_per_dim']:6.3f}  +- {scores['standard_error']:.3f}\n")
 
     run_main(f"{trained} --evaluate_gen --num_images {10 * PER_CLASS} --gen_bsz 80", capture=True)
-    pictures = [Image.open(path) for path in sorted((run / "generated").glob("*.png"))]
-    make_sheet(pictures, columns=PER_CLASS, zoom=8, row_labels=[str(label) for label in range(10)]).save(folder / "samples.png")
-    read, right = share_read_as_asked(data, pictures)
-    print(f"a logistic regression on the training scans reads {read:.0%} of the samples as the digit asked for")
+    images = [Image.open(path) for path in sorted((run / "generated").glob("*.png"))]
+    make_sheet(images, columns=PER_CLASS, zoom=8, row_labels=[str(label) for label in range(10)]).save(
+        folder / "samples.png"
+    )
+    read, right = share_read_as_asked(data, images)
+    print(
+        f"a logistic regression on the training scans reads {read:.0%} of the samples as the digit asked for"
+    )
     print(f"(and {right:.0%} of the validation scans right)")
     edit_sheet(keep(run, folder / "model"), data).save(folder / "edits.png")
     plot_curve(run / "log.txt", "FractalMAR on scikit-learn's digits", folder / "loss.png")
     print(f"\nsamples, a row for each digit: {folder / 'samples.png'}\nloss curve: {folder / 'loss.png'}")
-    print(f"edits of held-out scans: {folder / 'edits.png'}\nthe model, for demo/edit.py and others: {folder / 'model'}")
+    print(
+        f"edits of held-out scans: {folder / 'edits.png'}\nthe model, for demo/edit.py and others: {folder / 'model'}"
+    )
     print(f"done in {time.perf_counter() - began:.0f} s")
 
 

@@ -1,6 +1,6 @@
 """AR: patches in raster order, each given all before it (paper section 3.2; SPEC section 3).
 
-Letters: N pictures, L patches, C = 3 * p * p, D width, h halves (2 with guidance, else 1).
+Letters: N images, L patches, C = 3 * p * p, D width, h halves (2 with guidance, else 1).
 """
 
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.generator import Choices, Generator, Handed, LevelSpec, register_generator
-from models.given import Given
-from models.guidance import Guidance
+from models.generator import ForwardOptions, Generator, LevelOutput, LevelSpec, register_generator
 from models.layers import RotaryBlock, init_weights, run_blocks
 from models.noise import Noise
 from models.patches import patchify
-from models.prepared import Linear, RMSNorm, Setup
 from models.rope import rotate_, rotation_table
-from models.sampler import TransformerSampler
+from models.sampling.canvas import TransformerSampler
+from models.sampling.guidance import Guidance
+from models.sampling.known import KnownPixels
+from models.sampling.prepare import Linear, RMSNorm, Setup
 
 
-@register_generator("ar", hands_down=1, reads=1)
+@register_generator("ar", num_conds_out=1, reads=1)
 class AR(Generator):
     """Causal transformer with rotary positions. Reads conditions[0]; hands down one condition.
 
@@ -40,7 +40,9 @@ class AR(Generator):
         self.patch_emb = nn.Linear(spec.patch_dim, dim)
         self.patch_emb_ln = nn.LayerNorm(dim, eps=1e-6)
         self.cond_emb = nn.Linear(spec.cond_dim, dim)
-        self.blocks = nn.ModuleList(RotaryBlock(dim, spec.num_heads, spec.proj_dropout) for _ in range(spec.num_blocks))
+        self.blocks = nn.ModuleList(
+            RotaryBlock(dim, spec.num_heads, spec.proj_dropout) for _ in range(spec.num_blocks)
+        )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         cos, sin = rotation_table(spec.grid, dim // spec.num_heads)
         self.register_buffer("rope_cos", cos, persistent=False)
@@ -53,14 +55,16 @@ class AR(Generator):
         rotation = self.rope_cos[span], self.rope_sin[span]
         return run_blocks(self.blocks, x, rotation, checkpointing=self.spec.grad_checkpointing)
 
-    def forward(self, pictures: Tensor, conds: Sequence[Tensor], choices: Choices) -> Handed:
-        patches = patchify(pictures, self.spec.patch_size)  # (N, L, C)
+    def forward(self, images: Tensor, conds: Sequence[Tensor], choices: ForwardOptions) -> LevelOutput:
+        patches = patchify(images, self.spec.patch_size)  # (N, L, C)
         # The last patch is context for nobody.
-        tokens = torch.cat([self.cond_emb(conds[0])[:, None], self.patch_emb(patches[:, :-1])], dim=1)  # (N, L, D)
+        tokens = torch.cat(
+            [self.cond_emb(conds[0])[:, None], self.patch_emb(patches[:, :-1])], dim=1
+        )  # (N, L, D)
         x = self.patch_emb_ln(tokens + self.pos_embed_learned[:, :-1])
         out = self.norm(self.run(x))
         size = self.spec.patch_size
-        return Handed(patches.reshape(-1, 3, size, size), [out.flatten(0, 1)])
+        return LevelOutput(patches.reshape(-1, 3, size, size), [out.flatten(0, 1)])
 
     def sampler(self, child, setup: Setup) -> "ARSampler":
         return ARSampler(self, child, setup)
@@ -77,11 +81,15 @@ class PreparedRotaryBlock:
         self.wo, self.w2 = Linear.of(attention.wo, dtype), Linear.of(forward.w2, dtype)
         self.w13 = Linear(torch.cat([forward.w1.weight, forward.w3.weight]) * self.norm2.scale, None, dtype)
 
-    def __call__(self, x: Tensor, rotation: Tensor, cache: Tensor, places: slice | Tensor, mask: Tensor | None) -> Tensor:
+    def __call__(
+        self, x: Tensor, rotation: Tensor, cache: Tensor, places: slice | Tensor, mask: Tensor | None
+    ) -> Tensor:
         """The next T tokens of each sequence, x (M * T, D), their rotation (T, 1, 1, d / 2) complex, and the cache
         (2, M, h, L, d), where their keys and values are put. `places` are their numbers, as a slice or (T,) int64, and
         `mask` (T, S) says which of the cache's first S tokens each sees; None: all."""
-        qkv = self.wqkv(self.norm1(x)).view(cache.shape[1], len(rotation), 3, self.num_heads, -1)  # (M, T, 3, h, d)
+        qkv = self.wqkv(self.norm1(x)).view(
+            cache.shape[1], len(rotation), 3, self.num_heads, -1
+        )  # (M, T, 3, h, d)
         turned = rotate_(qkv.float(), rotation).permute(2, 0, 3, 1, 4)  # (3, M, h, T, d)
         if isinstance(places, slice):
             cache[:, :, :, places] = turned[1:]
@@ -113,11 +121,15 @@ class ARSampler(TransformerSampler):
         super().__init__(ar, child, setup)
         self.blocks = [PreparedRotaryBlock(block, setup.dtype) for block in ar.blocks]
         self.pos = ar.pos_embed_learned[0].detach()
-        self.rotation = torch.complex(ar.rope_cos.float(), ar.rope_sin.float())[:, None, None]  # (1 + L, 1, 1, d / 2)
+        self.rotation = torch.complex(ar.rope_cos.float(), ar.rope_sin.float())[
+            :, None, None
+        ]  # (1 + L, 1, 1, d / 2)
         self.places = torch.arange(ar.spec.num_patches, device=self.pos.device)
         self.run = setup.compile(self._run, self.pos.device)
 
-    def start(self, conds, guidance: Guidance, noise: Noise, order: Tensor, given: Given | None = None) -> ARState:
+    def start(
+        self, conds, guidance: Guidance, noise: Noise, order: Tensor, given: KnownPixels | None = None
+    ) -> ARState:
         condition, spec = self.cond_emb(conds[0].to(self.setup.dtype)), self.generator.spec
         head_dim = spec.embed_dim // spec.num_heads
         shape = (spec.num_blocks, 2, len(condition), spec.num_heads, spec.num_patches, head_dim)
@@ -133,7 +145,9 @@ class ARSampler(TransformerSampler):
         x = tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=1)
         if x.shape[1] > 1:
             return [self._run(x, slice(end - x.shape[1], end), state.cache)]
-        return [self.run(x, self.places[begin:end] if self.setup.compiled else slice(begin, end), state.cache)]
+        return [
+            self.run(x, self.places[begin:end] if self.setup.compiled else slice(begin, end), state.cache)
+        ]
 
     def _run(self, x: Tensor, places: slice | Tensor, cache: Tensor) -> Tensor:
         """Embedded tokens (M, T, D) number `places` -> outputs of the last (M, D).

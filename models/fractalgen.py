@@ -1,7 +1,7 @@
 """The recursion: a generator whose patches are made by a generator, down to one pixel. And the table of models.
 
 Fractal Generative Models, arXiv 2502.17437.
-Letters: B pictures, N rows at a level, H picture side, K conditions, D width, R rows that go down, h halves (1 or 2).
+Letters: B images, N rows at a level, H image side, K conditions, D width, R rows that go down, h halves (1 or 2).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from models import ar, mar  # noqa: F401  importing ar registers its type
-from models.editing import edit, edit_class, outpaint, uncrop
-from models.generator import GENERATORS, Choices, Generator, LevelSpec, Mask, Steps, check_architecture
-from models.given import Given
-from models.guidance import Guidance, inverse_cdf
+from models.generator import GENERATORS, ForwardOptions, Generator, LevelSpec, Mask, Steps, check_architecture
+from models.hub.pretrained import Pretrained, recorded
 from models.layers import full_precision
+from models.likelihood.log_likelihood import classify, log_likelihood
 from models.noise import Noise
 from models.pixelloss import PixelLoss
-from models.prepared import Setup
-from models.pretrained import Pretrained, recorded
-from models.reading import classify, log_likelihood
-from models.sampler import LevelSampler, draw_hidden
-from models.sampling import SamplingDefaults, eval_mode, generate, validate_num_iters
+from models.sampling.canvas import LevelSampler, draw_hidden
+from models.sampling.edit import edit, edit_class, outpaint, uncrop
+from models.sampling.generate import SamplingDefaults, eval_mode, generate, validate_num_iters
+from models.sampling.guidance import Guidance, inverse_cdf
+from models.sampling.known import KnownPixels
+from models.sampling.prepare import Setup
 from util.visualize import NotebookCanvas
 
 GUIDING_R_WEIGHT = 5.0
@@ -47,7 +47,7 @@ class Term:
 class FractalGen(nn.Module, Pretrained):
     """A fractal generative model, or one of its inner levels.
 
-    Lists have one entry for each level, the RGB head last: `img_size_list[i]` is the picture side that level i sees and
+    Lists have one entry for each level, the RGB head last: `img_size_list[i]` is the image side that level i sees and
     `img_size_list[i + 1]` its patch side; the last size is 1. `generator_type_list` names registered generators; its
     last entry, the RGB head, is "ar". Raises ValueError for what cannot work.
     """
@@ -71,7 +71,9 @@ class FractalGen(nn.Module, Pretrained):
     ):
         super().__init__()
         self.arguments = recorded(locals())
-        check_architecture(img_size_list, embed_dim_list, num_blocks_list, num_heads_list, generator_type_list, num_conds)
+        check_architecture(
+            img_size_list, embed_dim_list, num_blocks_list, num_heads_list, generator_type_list, num_conds
+        )
         level, self.fractal_level = fractal_level, fractal_level
         self.img_size_list = tuple(img_size_list)
         self.num_conds, self.r_weight = num_conds, r_weight
@@ -79,7 +81,9 @@ class FractalGen(nn.Module, Pretrained):
         if level == 0:
             self.class_num, self.label_drop_prob = class_num, label_drop_prob
             self.class_emb = nn.Embedding(class_num, embed_dim_list[0])
-            self.class_emb.requires_grad_(bool(class_num > 0))  # DDP waits for the gradient of every weight that wants one
+            self.class_emb.requires_grad_(
+                bool(class_num > 0)
+            )  # DDP waits for the gradient of every weight that wants one
             self.fake_latent = nn.Parameter(torch.empty(1, embed_dim_list[0]))
             for weight in (self.class_emb.weight, self.fake_latent):
                 nn.init.normal_(weight, std=0.02)
@@ -99,7 +103,9 @@ class FractalGen(nn.Module, Pretrained):
         )
         self.generator: Generator = GENERATORS[generator_type_list[level]](spec)
         if level + 2 == len(img_size_list):
-            self.next_fractal = PixelLoss(embed_dim_list[level], embed_dim_list[-1], num_blocks_list[-1], num_heads_list[-1])
+            self.next_fractal = PixelLoss(
+                embed_dim_list[level], embed_dim_list[-1], num_blocks_list[-1], num_heads_list[-1]
+            )
         else:
             self.next_fractal = FractalGen(
                 img_size_list, embed_dim_list, num_blocks_list, num_heads_list, generator_type_list,
@@ -114,18 +120,18 @@ class FractalGen(nn.Module, Pretrained):
         below = [] if isinstance(self.next_fractal, PixelLoss) else self.next_fractal.generators
         return [self.generator, *below]
 
-    def terms(self, pictures: Tensor, conds: Sequence[Tensor], choices: Choices) -> list[Term]:
-        """Breadth-first: normalised pictures (N, 3, H, H), conditions, each (N, cond_dim) -> the terms of the loss."""
-        handed = self.generator(pictures, conds, choices)
+    def terms(self, images: Tensor, conds: Sequence[Tensor], choices: ForwardOptions) -> list[Term]:
+        """Breadth-first: normalised images (N, 3, H, H), conditions, each (N, cond_dim) -> the terms of the loss."""
+        handed = self.generator(images, conds, choices)
         terms = []
         if handed.guiding_nll is not None:
             weight = GUIDING_R_WEIGHT if choices.train else 1.0
             terms.append(Term.of(f"guiding{self.fractal_level}", handed.guiding_nll, weight))
         if isinstance(self.next_fractal, PixelLoss):
-            pixels = handed.pictures.flatten(1)  # (R, 3)
+            pixels = handed.images.flatten(1)  # (R, 3)
             nll = self.next_fractal(pixels, handed.conds)
             return [*terms, Term.of("rgb", nll, self.r_weight if choices.train else 1.0)]
-        return terms + self.next_fractal.terms(handed.pictures, handed.conds, choices)
+        return terms + self.next_fractal.terms(handed.images, handed.conds, choices)
 
     def conditions(self, labels: Tensor, label_drop: Tensor) -> list[Tensor]:
         """Class labels (B,) int64 and which of them are dropped (B,) bool -> level 0's conditions, each (B, D).
@@ -149,24 +155,26 @@ class FractalGen(nn.Module, Pretrained):
         as_drawn: bool = False,
         return_terms: bool = False,
     ) -> Tensor | tuple[Tensor, list[Term]]:
-        """Normalised pictures (B, 3, H, H), class labels (B,) int64 -> scalar loss; with `return_terms` its terms too.
+        """Normalised images (B, 3, H, H), class labels (B,) int64 -> scalar loss; with `return_terms` its terms too.
 
         train       masks and channel weights as in training or as in evaluation; default: `self.training`
-        masks       one for each level above the pixel, None where it has none; default: drawn; or Steps, see `Choices`
-        label_drop  (B,) bool, pictures whose class is hidden; default: random in training, all in evaluation,
+        masks       one for each level above the pixel, None where it has none; default: drawn; or Steps, see `ForwardOptions`
+        label_drop  (B,) bool, images whose class is hidden; default: random in training, all in evaluation,
                     so that the evaluation loss is unconditional (SPEC section 3)
-        dither, as_drawn  see `Choices`
+        dither, as_drawn  see `ForwardOptions`
         """
         train = self.training if train is None else train
         if label_drop is None:
             drop_prob = self.label_drop_prob if train else 1.0
             label_drop = torch.rand(len(imgs), device=imgs.device) < drop_prob
-        terms = self.terms(imgs, self.conditions(labels, label_drop), Choices(masks, train, dither, as_drawn))
+        terms = self.terms(
+            imgs, self.conditions(labels, label_drop), ForwardOptions(masks, train, dither, as_drawn)
+        )
         loss = torch.stack([term.loss for term in terms]).sum()
         return (loss, terms) if return_terms else loss
 
     def draw_masks(self, noise: Noise, train: bool = False) -> list[Mask | None]:
-        """The masks of all levels for the pictures of `noise` (on the host), a function of each picture alone."""
+        """The masks of all levels for the images of `noise` (on the host), a function of each image alone."""
         masks = []
         for generator in self.generators:
             mask = generator.draw_mask(noise, train)
@@ -197,26 +205,30 @@ class FractalGen(nn.Module, Pretrained):
         pick: Callable[[Tensor, Tensor], Tensor] = inverse_cdf,
         on_step: Callable[[int, int, Tensor], None] | None = None,
         watch_levels: int = 1,
-        given: Given | None = None,
+        given: KnownPixels | None = None,
     ) -> Tensor:
-        """Conditions -> normalised pictures (B, 3, H, H). The published call; `generate` is the convenient one.
+        """Conditions -> normalised images (B, 3, H, H). The published call; `generate` is the convenient one.
 
         cond_list        num_conds of (B, D), or with cfg != 1 of (2 B, D): class conditions, then `fake_latent`
         num_iter_list    steps of each level above the pixel (an AR level takes one step a patch whatever it says)
         cfg … filter_threshold, pick   see `Guidance`; cfg and temperature may be lists, a number for each level above the pixel
         fractal_level    the level of this module
         visualize        show the growing canvas in a notebook
-        noise            the pictures' randomness; default: a seed from torch's global generator
+        noise            the images' randomness; default: a seed from torch's global generator
         chunk            at most so many patches of each deeper level are drawn together: bounds memory, changes only rounding
         compiled         run torch.compile on what is called most
-        refresh          above 1, approximate: a MAR level 0 computes all features every `refresh` steps only (models/lazy.py)
+        refresh          above 1, approximate: a MAR level 0 computes all features every `refresh` steps only (models/sampling/feature_cache.py)
         on_step          called with (step, number of steps, canvas (B, 3, H, H)) after each step of level 0
         watch_levels     above 1, on_step also sees the canvas within a step, after each step of so many levels
-        given            what is known of the pictures; see models/editing.py
+        given            what is known of the images; see models/sampling/edit.py
         """
         if fractal_level != self.fractal_level:
-            raise ValueError(f"fractal_level {fractal_level} given to the module of level {self.fractal_level}")
-        guidance = Guidance.create(cfg, cfg_schedule, temperature, filter_threshold, pick, len(self.generators))
+            raise ValueError(
+                f"fractal_level {fractal_level} given to the module of level {self.fractal_level}"
+            )
+        guidance = Guidance.create(
+            cfg, cfg_schedule, temperature, filter_threshold, pick, len(self.generators)
+        )
         validate_num_iters(num_iter_list, len(self.generators))
         rows = len(cond_list[0])
         if len(cond_list) < self.num_conds or (guidance.doubled and rows % 2):
@@ -229,22 +241,22 @@ class FractalGen(nn.Module, Pretrained):
         if noise is None:
             seed = int(torch.randint(2**63 - 1, ()))
             n = rows // 2 if guidance.doubled else rows
-            noise = Noise.of_pictures(seed, range(n), self.noise_sizes, cond_list[0].device)
+            noise = Noise.of_images(seed, range(n), self.noise_sizes, cond_list[0].device)
         if visualize:
             on_step = NotebookCanvas(then=on_step)
         if given is not None and not given.hidden.any():
-            return given.pictures.clone()
+            return given.images.clone()
         device, dtype = cond_list[0].device.type, self.generator.dtype
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         with eval_mode(self), full_precision(cond_list[0]), torch.inference_mode():
             sampler = self.sampler(Setup(dtype, chunk, compiled, refresh, watch_levels))
-            pictures = draw_hidden(sampler, cond_list, guidance, noise, num_iter_list, given, on_step)
-        return pictures.clone()  # an ordinary tensor
+            images = draw_hidden(sampler, cond_list, guidance, noise, num_iter_list, given, on_step)
+        return images.clone()  # an ordinary tensor
 
     @property
     def noise_sizes(self) -> tuple[int, ...]:
-        """Picture sides from this level down, for `Noise.of_pictures`."""
+        """Image sides from this level down, for `Noise.of_images`."""
         return self.img_size_list[self.fractal_level :]
 
     generate, edit, outpaint, uncrop, edit_class = generate, edit, outpaint, uncrop, edit_class
@@ -291,7 +303,9 @@ PRESETS = {
 }  # fmt: skip
 
 
-def build(name: str, *, guiding_pixel: bool | None = None, num_conds: int | None = None, **training) -> FractalGen:
+def build(
+    name: str, *, guiding_pixel: bool | None = None, num_conds: int | None = None, **training
+) -> FractalGen:
     """The model `name` of PRESETS. `training` takes FractalGen's class_num, label_drop_prob, dropouts, r_weight and
     grad_checkpointing. The architecture is the name's: a contradictory guiding_pixel or num_conds raises ValueError."""
     if name not in PRESETS:
@@ -312,4 +326,6 @@ def build(name: str, *, guiding_pixel: bool | None = None, num_conds: int | None
     return model
 
 
-globals().update({name: partial(build, name) for name in PRESETS})  # fractalgen.fractalmar_in64(...), as published
+globals().update(
+    {name: partial(build, name) for name in PRESETS}
+)  # fractalgen.fractalmar_in64(...), as published

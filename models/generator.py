@@ -1,13 +1,13 @@
 """What every generator type shares: its place in the fractal and its contract.
 
-A generator turns the pictures of its level into patches, and its incoming conditions into the patches' conditions.
+A generator turns the images of its level into patches, and its incoming conditions into the patches' conditions.
 A new type needs `forward` and a `sampler`; `plan` and `order` where they are not raster, one patch a step; and `run`, if
 its cost is to be reported:
 
-    @register_generator("mine", hands_down=1)
+    @register_generator("mine", num_conds_out=1)
     class Mine(Generator): ...
 
-Letters: N pictures at this level, p patch side, C = 3 * p * p, L patches a picture, K conditions, D width,
+Letters: N images at this level, p patch side, C = 3 * p * p, L patches an image, K conditions, D width,
 R rows (patches) that reach the next level.
 """
 
@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.given import Given
 from models.noise import Noise
-from models.prepared import Setup
-from models.sampler import LevelSampler
+from models.sampling.canvas import LevelSampler
+from models.sampling.known import KnownPixels
+from models.sampling.prepare import Setup
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LevelSpec:
 @dataclass(frozen=True)
 class Mask:
     """Which patches of a MAR level are predicted. masked: (N, L) bool. rows: (R,) int64, their numbers, ascending,
-    counted through all pictures; its length is known on the host."""
+    counted through all images; its length is known on the host."""
 
     masked: Tensor
     rows: Tensor
@@ -76,7 +76,9 @@ class Mask:
         if torch.accelerator.is_available():
             on_host = on_host.pin_memory()  # else a copy of more than 64 KiB waits for the device
         masked = rank < on_host.to(order.device, non_blocking=True)[:, None]
-        rows = masked.flatten().to(torch.uint8).argsort(dim=0, descending=True, stable=True)[: int(counts.sum())]
+        rows = (
+            masked.flatten().to(torch.uint8).argsort(dim=0, descending=True, stable=True)[: int(counts.sum())]
+        )
         return cls(masked, rows)
 
     def to(self, device: torch.device) -> "Mask":
@@ -96,7 +98,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Choices:
+class ForwardOptions:
     """What one forward pass decides, said instead of read off `module.training`.
 
     masks     a Mask for each level, None where the level has none or is to draw it; None: all levels draw. Steps instead of
@@ -113,19 +115,19 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Handed:
-    """What goes down: pictures (R, 3, p, p), conditions, each (R, D), and the guiding head's nll (N, 3) or None."""
+class LevelOutput:
+    """What goes down: images (R, 3, p, p), conditions, each (R, D), and the guiding head's nll (N, 3) or None."""
 
-    pictures: Tensor
+    images: Tensor
     conds: list[Tensor]
     guiding_nll: Tensor | None = None
 
 
 class Generator(nn.Module):
-    """One level's generator. `spec` is its place; `hands_down` the number of conditions that it gives each patch, and
+    """One level's generator. `spec` is its place; `num_conds_out` the number of conditions that it gives each patch, and
     `reads` the number that it needs itself (None: the model's num_conds)."""
 
-    hands_down: int
+    num_conds_out: int
     reads: int | None
 
     def __init__(self, spec: LevelSpec):
@@ -136,8 +138,8 @@ class Generator(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def forward(self, pictures: Tensor, conds: Sequence[Tensor], choices: Choices) -> Handed:
-        """Teacher-forced: normalised pictures (N, 3, H, H) and conditions, each (N, cond_dim) -> what goes down."""
+    def forward(self, images: Tensor, conds: Sequence[Tensor], choices: ForwardOptions) -> LevelOutput:
+        """Teacher-forced: normalised images (N, 3, H, H) and conditions, each (N, cond_dim) -> what goes down."""
         raise NotImplementedError
 
     def run(self, x: Tensor) -> Tensor:
@@ -153,7 +155,7 @@ class Generator(nn.Module):
         return None
 
     def sampler(self, child, setup: Setup) -> LevelSampler:
-        """What draws this level's pictures in one sampling call; `child` draws their patches."""
+        """What draws this level's images in one sampling call; `child` draws their patches."""
         raise NotImplementedError
 
     def plan(self, num_iter: int, hidden: int | None = None) -> Iterator[tuple[int, int, float]]:
@@ -165,7 +167,7 @@ class Generator(nn.Module):
         for step in range(length):
             yield step, step + 1, (step + 1) / length
 
-    def order(self, noise: Noise, given: Given | None = None) -> Tensor:
+    def order(self, noise: Noise, given: KnownPixels | None = None) -> Tensor:
         """(N, L) patch numbers in the order in which they are decided."""
         numbers = torch.arange(self.spec.num_patches, device=noise.order.device)
         return numbers.expand(noise.order.shape[0], -1)
@@ -174,13 +176,15 @@ class Generator(nn.Module):
 GENERATORS: dict[str, type[Generator]] = {}
 
 
-def register_generator(name: str, hands_down: int, reads: int | None = None) -> Callable[[type[Generator]], type[Generator]]:
+def register_generator(
+    name: str, num_conds_out: int, reads: int | None = None
+) -> Callable[[type[Generator]], type[Generator]]:
     """Class decorator: makes a Generator available as `name` in `generator_type_list`. For the numbers see `Generator`."""
 
     def add(cls: type[Generator]) -> type[Generator]:
         if name in GENERATORS:
             raise ValueError(f"generator type {name!r} is registered already")
-        cls.hands_down, cls.reads = hands_down, reads
+        cls.num_conds_out, cls.reads = num_conds_out, reads
         GENERATORS[name] = cls
         return cls
 
@@ -189,30 +193,46 @@ def register_generator(name: str, hands_down: int, reads: int | None = None) -> 
 
 def check_architecture(sizes, widths, blocks, heads, generators, num_conds) -> None:
     """Raises ValueError, naming the level, for an architecture that cannot be built."""
-    lists = {"img_size": sizes, "embed_dim": widths, "num_blocks": blocks, "num_heads": heads, "generator_type": generators}
+    lists = {
+        "img_size": sizes,
+        "embed_dim": widths,
+        "num_blocks": blocks,
+        "num_heads": heads,
+        "generator_type": generators,
+    }
     if len(sizes) < 2 or len({len(entries) for entries in lists.values()}) != 1:
         lengths = ", ".join(f"{name}_list {len(entries)}" for name, entries in lists.items())
-        raise ValueError(f"the lists need one entry for each level, the RGB head last, and at least two; got {lengths}")
+        raise ValueError(
+            f"the lists need one entry for each level, the RGB head last, and at least two; got {lengths}"
+        )
     if sizes[-1] != 1:
         raise ValueError(f"the last of img_size_list must be 1 (a pixel), got {sizes[-1]}")
     if generators[-1] != "ar":
-        raise ValueError(f"the last of generator_type_list is the RGB head and must be 'ar', got {generators[-1]!r}")
+        raise ValueError(
+            f"the last of generator_type_list is the RGB head and must be 'ar', got {generators[-1]!r}"
+        )
     available = num_conds  # level 0 gets one vector as often as it wants
     for level, kind in enumerate(generators[:-1]):
         if kind not in GENERATORS:
-            raise ValueError(f"level {level}: unknown generator type {kind!r}; one of {', '.join(GENERATORS)}")
+            raise ValueError(
+                f"level {level}: unknown generator type {kind!r}; one of {', '.join(GENERATORS)}"
+            )
         if sizes[level + 1] < 1 or sizes[level] % sizes[level + 1] or sizes[level] <= sizes[level + 1]:
-            raise ValueError(f"level {level}: picture side {sizes[level]} must be a multiple of patch side {sizes[level + 1]}")
+            raise ValueError(
+                f"level {level}: image side {sizes[level]} must be a multiple of patch side {sizes[level + 1]}"
+            )
         reads = GENERATORS[kind].reads or num_conds
         if reads > available:
             raise ValueError(
                 f"level {level}: num_conds {reads}, but the {generators[level - 1]} level above hands down {available}"
             )
-        available = GENERATORS[kind].hands_down
+        available = GENERATORS[kind].num_conds_out
     for level, (width, depth, number) in enumerate(zip(widths, blocks, heads, strict=True)):
         if depth < 1:
             raise ValueError(f"level {level}: needs at least one block, got {depth}")
         if number < 1 or width < 1 or width % number:
-            raise ValueError(f"level {level}: width {width} must be a multiple of the number of heads, {number}")
+            raise ValueError(
+                f"level {level}: width {width} must be a multiple of the number of heads, {number}"
+            )
     if num_conds < 1:
         raise ValueError(f"num_conds must be at least 1, got {num_conds}")

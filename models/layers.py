@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.lean import Dropout, RMSNorm, swiglu
+from models.recompute import Dropout, RMSNorm, swiglu
 from models.rope import rotate
 
 SHORT = 4  # tokens; the RGB head has three
@@ -39,7 +39,9 @@ def dot_product_attention(q, k, v, *, causal: bool = False, dropout: Dropout | N
         if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
             # The backward pass of the fused kernel takes 6 times as long in bfloat16 on a CPU.
             with full_precision(q):
-                return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal).to(v.dtype)
+                return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal).to(
+                    v.dtype
+                )
         return F.scaled_dot_product_attention(q, k, v, dropout_p=probability, is_causal=causal)
     return plain_attention(q, k, v, causal, dropout if probability else None)
 
@@ -53,7 +55,9 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: Drop
     if q.dtype == torch.float16:
         scores = q * scale @ k.transpose(-1, -2)  # (N, h, T, S); before the product, which might overflow
     else:
-        scores = (q @ k.transpose(-1, -2)).mul_(scale)  # after it, so that no second q is kept for the backward pass
+        scores = (q @ k.transpose(-1, -2)).mul_(
+            scale
+        )  # after it, so that no second q is kept for the backward pass
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(future, -torch.inf)
@@ -82,7 +86,9 @@ class Attention(nn.Module):
         self.proj_drop = Dropout(proj_dropout)
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        return self.proj_drop(attend(x, self.qkv, self.proj, self.num_heads, causal=causal, dropout=self.attn_drop))
+        return self.proj_drop(
+            attend(x, self.qkv, self.proj, self.num_heads, causal=causal, dropout=self.attn_drop)
+        )
 
 
 class Mlp(nn.Module):
@@ -154,7 +160,11 @@ class RotaryBlock(nn.Module):
 def run_blocks(blocks: nn.ModuleList, x: Tensor, *args, checkpointing: bool = False) -> Tensor:
     """The blocks in turn; with `checkpointing`, activations inside a block are computed again in the backward pass."""
     for block in blocks:
-        x = checkpoint(block, x, *args, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else block(x, *args)
+        x = (
+            checkpoint(block, x, *args, use_reentrant=False)
+            if checkpointing and torch.is_grad_enabled()
+            else block(x, *args)
+        )
     return x
 
 

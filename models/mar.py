@@ -1,6 +1,6 @@
 """MAR: patches in a random order, several at a time, attention in both directions (paper section 3.2; SPEC section 3).
 
-Letters: N pictures, L patches, C = 3 * p * p, K conditions, D width, P prefix tokens (guiding pixel, conditions),
+Letters: N images, L patches, C = 3 * p * p, K conditions, D width, P prefix tokens (guiding pixel, conditions),
 R masked patches, k patches decided in one step, h halves (2 with guidance, else 1), T = P + L tokens.
 """
 
@@ -13,16 +13,24 @@ import torch
 from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 
-from models.generator import Choices, Generator, Handed, LevelSpec, Mask, Steps, register_generator
-from models.given import Given
-from models.guidance import Guidance
+from models.generator import (
+    ForwardOptions,
+    Generator,
+    LevelOutput,
+    LevelSpec,
+    Mask,
+    Steps,
+    register_generator,
+)
 from models.layers import Block, dot_product_attention, init_weights, run_blocks
 from models.noise import Noise
 from models.patches import patchify, with_neighbours
 from models.pixelloss import PixelLoss
-from models.prepared import Linear, PreparedBlock, Setup, merge_heads, split_heads
-from models.sampler import TransformerSampler
-from util.pixels import normalize, to_levels
+from models.sampling.canvas import TransformerSampler
+from models.sampling.guidance import Guidance
+from models.sampling.known import KnownPixels
+from models.sampling.prepare import Linear, PreparedBlock, Setup, merge_heads, split_heads
+from util.pixels import normalize, to_values
 
 MASK_RATIO_MEAN, MASK_RATIO_STD = 1.0, 0.25
 CACHED_TOKENS = 1024  # sampled together on a CPU
@@ -43,7 +51,9 @@ def masked_counts(uniforms: np.ndarray, num_patches: int, train: bool) -> np.nda
     return counts.clip(1, num_patches).astype(np.int64)
 
 
-def cosine_plan(num_patches: int, num_iter: int, hidden: int | None = None) -> Iterator[tuple[int, int, float]]:
+def cosine_plan(
+    num_patches: int, num_iter: int, hidden: int | None = None
+) -> Iterator[tuple[int, int, float]]:
     """Steps (begin, end, progress) of the cosine schedule: places [begin, end) of the order (MaskGIT; SPEC section 5).
 
     Progress counts at least one patch as masked, also after the last step, which decides all that is left.
@@ -59,7 +69,7 @@ def cosine_plan(num_patches: int, num_iter: int, hidden: int | None = None) -> I
         masked = remain
 
 
-@register_generator("mar", hands_down=5)
+@register_generator("mar", num_conds_out=5)
 class MAR(Generator):
     """Masked transformer. Reads `num_conds` conditions; hands down the patch's own output and its four neighbours'."""
 
@@ -114,19 +124,19 @@ class MAR(Generator):
         counts = masked_counts(np.random.random(n), length, train)
         return Mask.of_counts(counts, torch.rand(n, length, device=device))
 
-    def forward(self, pictures: Tensor, conds: Sequence[Tensor], choices: Choices) -> Handed:
+    def forward(self, images: Tensor, conds: Sequence[Tensor], choices: ForwardOptions) -> LevelOutput:
         spec = self.spec
         mask = choices.masks[spec.index] if choices.masks is not None else None
         if mask is None:
-            mask = self.random_mask(len(pictures), choices.train, pictures.device)
+            mask = self.random_mask(len(images), choices.train, images.device)
         pixel = nll = None
         if spec.guiding_pixel:
             # Columns, then rows: in this order float32 breaks ties (means of x.5 levels) as the published weights learnt.
-            pixel = pictures.mean(-1).mean(-1)  # (N, 3)
+            pixel = images.mean(-1).mean(-1)  # (N, 3)
             nll = self.guiding_pixel_loss(pixel, conds, choices.dither)
             if choices.as_drawn:
-                pixel = normalize(to_levels(pixel), dtype=pixel.dtype)
-        patches = patchify(pictures, spec.patch_size)  # (N, L, C)
+                pixel = normalize(to_values(pixel), dtype=pixel.dtype)
+        patches = patchify(images, spec.patch_size)  # (N, L, C)
         prefix = self.embed_prefix(conds, pixel)
         if isinstance(mask, Steps):
             handed, patches = self.in_steps(patches, mask, prefix), patches.flatten(0, 1)
@@ -134,7 +144,7 @@ class MAR(Generator):
             out = self.trunk(patches, mask.masked, prefix)
             handed = [cond.flatten(0, 1)[mask.rows] for cond in with_neighbours(out)]
             patches = patches.flatten(0, 1)[mask.rows]  # (R, C)
-        return Handed(patches.unflatten(1, (3, spec.patch_size, spec.patch_size)), handed, nll)
+        return LevelOutput(patches.unflatten(1, (3, spec.patch_size, spec.patch_size)), handed, nll)
 
     def in_steps(self, patches: Tensor, steps: Steps, prefix: Tensor) -> list[Tensor]:
         """Patches (N, L, C), prefix (N, P, D) -> conditions, each (N * L, D): every patch's from the step that decides it."""
@@ -147,7 +157,7 @@ class MAR(Generator):
 
     def sampler(self, child, setup: Setup) -> "MARSampler":
         if setup.refresh > 1 and self.spec.index == 0:
-            from models.lazy import LazyMARSampler  # which builds on this file
+            from models.sampling.feature_cache import LazyMARSampler  # which builds on this file
 
             return LazyMARSampler(self, child, setup)
         return MARSampler(self, child, setup)
@@ -155,7 +165,7 @@ class MAR(Generator):
     def plan(self, num_iter: int, hidden: int | None = None) -> Iterator[tuple[int, int, float]]:
         return cosine_plan(self.spec.num_patches, num_iter, hidden)
 
-    def order(self, noise: Noise, given: Given | None = None) -> Tensor:
+    def order(self, noise: Noise, given: KnownPixels | None = None) -> Tensor:
         numbers = noise.order
         if given is not None:
             numbers = numbers + given.precedence(self.spec.patch_size).to(numbers.device)
@@ -166,7 +176,7 @@ class MAR(Generator):
 class MARState:
     """x (h * N, P + L, D): embedded tokens, the patches known ones or mask tokens. In the order in which they are decided:
     order (N, L); rows (h * N, L, r), the numbers in x.flatten(0, 1) of the outputs that a patch's conditions need (itself
-    first); inside (h * N, L, r, 1), 0 where such a neighbour lies outside the picture. pixel (N, 3): the guiding ones."""
+    first); inside (h * N, L, r, 1), 0 where such a neighbour lies outside the image. pixel (N, 3): the guiding ones."""
 
     x: Tensor
     order: Tensor
@@ -184,11 +194,16 @@ class MARSampler(TransformerSampler):
         dtype, length = setup.dtype, mar.spec.num_patches
         *self.blocks, self.last = [PreparedBlock(block, dtype) for block in mar.blocks]
         (weight, bias), dim = mar.blocks[-1].attn.qkv.parameters(), mar.spec.embed_dim
-        self.last_q, self.last_kv = Linear(weight[:dim], bias[:dim], dtype), Linear(weight[dim:], bias[dim:], dtype)
+        self.last_q, self.last_kv = (
+            Linear(weight[:dim], bias[:dim], dtype),
+            Linear(weight[dim:], bias[dim:], dtype),
+        )
         self.pos_prefix, self.pos = mar.pos_embed_learned[0].detach().split([mar.num_prefix, length])
         self.masked = self.embedding_norm(mar.mask_token[0] + self.pos)  # (L, D)
         numbers = torch.arange(1, length + 1, device=self.pos.device)[None, :, None]
-        around = torch.cat(with_neighbours(numbers) if child.reads > 1 else [numbers], dim=-1)[0]  # (L, r), 0 = outside
+        around = torch.cat(with_neighbours(numbers) if child.reads > 1 else [numbers], dim=-1)[
+            0
+        ]  # (L, r), 0 = outside
         self.inside = (around > 0).to(dtype)[..., None]
         self.offsets = torch.where(around > 0, around - numbers[0], 0)
         if mar.spec.guiding_pixel:
@@ -196,7 +211,9 @@ class MARSampler(TransformerSampler):
             self.guiding_pixel = mar.guiding_pixel_loss.sampler(setup)
         self.run = setup.compile(self._run, self.pos.device)
 
-    def start(self, conds, guidance: Guidance, noise: Noise, order: Tensor, given: Given | None = None) -> MARState:
+    def start(
+        self, conds, guidance: Guidance, noise: Noise, order: Tensor, given: KnownPixels | None = None
+    ) -> MARState:
         dtype, spec = self.setup.dtype, self.generator.spec
         tokens = [self.cond_emb(cond.to(dtype)) for cond in reversed(conds[: spec.num_conds])]
         if spec.guiding_pixel:
@@ -205,17 +222,28 @@ class MARSampler(TransformerSampler):
             tokens.insert(0, self.pix_proj(guidance.double(pixel.to(dtype))))
         else:
             pixel = None
-        prefix = self.embedding_norm(torch.stack(tokens, dim=1).to(self.stream) + self.pos_prefix)  # (h * N, P, D)
+        prefix = self.embedding_norm(
+            torch.stack(tokens, dim=1).to(self.stream) + self.pos_prefix
+        )  # (h * N, P, D)
         x = torch.cat([prefix, self.masked.expand(len(prefix), -1, -1)], dim=1)
         n, length, _ = x.shape
         first = torch.arange(prefix.shape[1], n * length, length, device=x.device)[:, None]
         both = guidance.double(order)
-        return MARState(x, order, (first + both)[..., None] + self.offsets[both], self.inside[both], n // len(order), pixel)
+        return MARState(
+            x,
+            order,
+            (first + both)[..., None] + self.offsets[both],
+            self.inside[both],
+            n // len(order),
+            pixel,
+        )
 
-    def first_canvas(self, state: MARState, order: Tensor, given: Given | None) -> Tensor:
+    def first_canvas(self, state: MARState, order: Tensor, given: KnownPixels | None) -> Tensor:
         if state.pixel is None or given is not None:
             return super().first_canvas(state, order, given)
-        return state.pixel.repeat_interleave(self.generator.spec.patch_size**2, dim=1)[:, None].repeat(1, order.shape[1], 1)
+        return state.pixel.repeat_interleave(self.generator.spec.patch_size**2, dim=1)[:, None].repeat(
+            1, order.shape[1], 1
+        )
 
     def reveal(self, state: MARState, known: Tensor, begin: int, end: int) -> Tensor:
         """Embeds the patches `known` (N, k, C), decided at places [begin, end) -> their rows (h * N, k)."""
@@ -226,12 +254,18 @@ class MARSampler(TransformerSampler):
         return rows
 
     def predict(self, state: MARState, known: Tensor | None, begin: int, end: int) -> list[Tensor]:
-        new = state.rows[:, :0, 0] if known is None else self.reveal(state, known, begin - known.shape[1], begin)
+        new = (
+            state.rows[:, :0, 0]
+            if known is None
+            else self.reveal(state, known, begin - known.shape[1], begin)
+        )
         rows = state.rows[:, begin:end]  # (h * N, k, r)
         out = self.outputs(state, new, rows.flatten(1))
         if rows.shape[-1] == 1:
             return [out]
-        return list((out.unflatten(0, (-1, rows.shape[-1])) * state.inside[:, begin:end].flatten(0, 1)).unbind(1))
+        return list(
+            (out.unflatten(0, (-1, rows.shape[-1])) * state.inside[:, begin:end].flatten(0, 1)).unbind(1)
+        )
 
     def outputs(self, state: MARState, new: Tensor, rows: Tensor) -> Tensor:
         """Numbers `rows` (n, R) in x.flatten(0, 1) -> the trunk's outputs there (n * R, D); those in `new` (n, k) have changed.
@@ -243,7 +277,9 @@ class MARSampler(TransformerSampler):
         size = max(1, CACHED_TOKENS // length) if x.device.type == "cpu" else n
         if n <= size:
             return self.run(x, rows)
-        return torch.cat([self.run(x[i : i + size], rows[i : i + size] - i * length) for i in range(0, n, size)])
+        return torch.cat(
+            [self.run(x[i : i + size], rows[i : i + size] - i * length) for i in range(0, n, size)]
+        )
 
     def _run(self, x: Tensor, rows: Tensor) -> Tensor:
         n, length, _ = x.shape

@@ -1,6 +1,6 @@
-"""Pictures to patches and back, and who a patch's neighbours are.
+"""Images to patches and back, and who a patch's neighbours are.
 
-Letters: N pictures, C channels, H picture side, p patch side, g = H / p patches a side, L = g * g, D width.
+Letters: N images, C channels, H image side, p patch side, g = H / p patches a side, L = g * g, D width.
 Patches go row by row, left to right; inside a patch: channel, then row, then column (SPEC section 3).
 """
 
@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def patchify(pictures: Tensor, patch_size: int) -> Tensor:
+def patchify(images: Tensor, patch_size: int) -> Tensor:
     """(N, C, H, H) -> (N, L, C * p * p)."""
-    return F.pixel_unshuffle(pictures, patch_size).flatten(2).transpose(1, 2)
+    return F.pixel_unshuffle(images, patch_size).flatten(2).transpose(1, 2)
 
 
 def unpatchify(patches: Tensor, patch_size: int) -> Tensor:

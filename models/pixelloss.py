@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.given import Given
-from models.guidance import Guidance
 from models.layers import Block, dot_product_attention, full_precision, init_weights, run_blocks
 from models.noise import Noise
-from models.prepared import Linear, Norm, PreparedBlock, Setup
-from util.pixels import NUM_LEVELS, normalize, to_levels
+from models.sampling.guidance import Guidance
+from models.sampling.known import KnownPixels
+from models.sampling.prepare import Linear, Norm, PreparedBlock, Setup
+from util.pixels import NUM_VALUES, normalize, to_values
 
 Weigh = Callable[[int, Tensor], Tensor]
 
@@ -24,7 +24,7 @@ class OutputBias(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(1, NUM_LEVELS))
+        self.bias = nn.Parameter(torch.zeros(1, NUM_VALUES))
 
 
 class PixelLoss(nn.Module):
@@ -33,14 +33,14 @@ class PixelLoss(nn.Module):
     def __init__(self, cond_dim: int, embed_dim: int, num_blocks: int, num_heads: int):
         super().__init__()
         self.cond_proj = nn.Linear(cond_dim, embed_dim)
-        self.r_codebook = nn.Embedding(NUM_LEVELS, embed_dim)
-        self.g_codebook = nn.Embedding(NUM_LEVELS, embed_dim)
-        self.b_codebook = nn.Embedding(NUM_LEVELS, embed_dim)
+        self.r_codebook = nn.Embedding(NUM_VALUES, embed_dim)
+        self.g_codebook = nn.Embedding(NUM_VALUES, embed_dim)
+        self.b_codebook = nn.Embedding(NUM_VALUES, embed_dim)
         self.ln = nn.LayerNorm(embed_dim, eps=1e-6)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.r_mlm, self.g_mlm, self.b_mlm = OutputBias(), OutputBias(), OutputBias()
-        every_level = torch.arange(NUM_LEVELS)[:, None].expand(-1, 3)
+        every_level = torch.arange(NUM_VALUES)[:, None].expand(-1, 3)
         self.register_buffer("pixel_values", normalize(every_level), persistent=False)  # (256, 3)
         self.apply(init_weights)
 
@@ -67,7 +67,7 @@ class PixelLoss(nn.Module):
 
     def forward(self, pixels: Tensor, conds: Sequence[Tensor], dither: float = 0.0) -> Tensor:
         """Normalised pixels (N, 3) and conditions, each (N, cond_dim) -> negative log-likelihoods (N, 3) in nats."""
-        levels = to_levels(pixels, dither=dither)
+        levels = to_values(pixels, dither=dither)
         logits = self.logits(levels, conds)
         return F.cross_entropy(logits.flatten(0, 1), levels.flatten(), reduction="none").view(-1, 3)
 
@@ -87,7 +87,11 @@ class PixelSampler:
     def __init__(self, head: PixelLoss, setup: Setup):
         dtype = head.pixel_values.dtype
         dim, self.num_heads = head.norm.normalized_shape[0], head.blocks[0].attn.num_heads
-        self.cond_proj, self.ln, self.norm = Linear.of(head.cond_proj, dtype), Norm(head.ln, dtype), Norm(head.norm, dtype)
+        self.cond_proj, self.ln, self.norm = (
+            Linear.of(head.cond_proj, dtype),
+            Norm(head.ln, dtype),
+            Norm(head.norm, dtype),
+        )
         self.blocks = [PreparedBlock(block, dtype) for block in head.blocks]
         self.first_token = []  # of each block: k, v and the change of the residual
         for block in head.blocks:
@@ -99,29 +103,47 @@ class PixelSampler:
         for codebook in (head.r_codebook, head.g_codebook):
             x = self.ln(codebook.weight)
             self.tables.append(torch.cat([x, self.blocks[0].qkv(self.blocks[0].norm1(x))], dim=1))
-        weights = [codebook.weight.float() for codebook in (head.r_codebook, head.g_codebook, head.b_codebook)]
+        weights = [
+            codebook.weight.float() for codebook in (head.r_codebook, head.g_codebook, head.b_codebook)
+        ]
         biases = [mlm.bias[0].float() for mlm in (head.r_mlm, head.g_mlm, head.b_mlm)]
-        self.heads = [Linear(weight, bias, torch.float32) for weight, bias in zip(weights, biases, strict=True)]
+        self.heads = [
+            Linear(weight, bias, torch.float32) for weight, bias in zip(weights, biases, strict=True)
+        ]
         self.pixel_values, self.dtype = head.pixel_values, dtype
         self.codes = setup.compile(self._codes, self.pixel_values.device)
 
     def draw(
-        self, conds, guidance: Guidance, noise: Noise, num_iter_list=(), on_step=None, given: Given | None = None
+        self,
+        conds,
+        guidance: Guidance,
+        noise: Noise,
+        num_iter_list=(),
+        on_step=None,
+        given: KnownPixels | None = None,
     ) -> Tensor:
         """Conditions, each (h * N, cond_dim) -> normalised pixels (N, 3, 1, 1). As of a level with no steps of its own."""
         weigh = given.pixel_weights if given is not None and given.constraint is not None else None
         return self.pixels(conds, guidance, noise, weigh)[:, :, None, None]
 
-    def pixels(self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, weigh: Weigh | None = None) -> Tensor:
+    def pixels(
+        self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, weigh: Weigh | None = None
+    ) -> Tensor:
         """Conditions, each (h * N, cond_dim) -> normalised pixels (N, 3).
 
         `weigh(channel, levels of the channels before it (N, channel))` gives log-weights (N, 256) of a channel's values.
         """
         cond, uniforms = conds[0].to(self.dtype), noise.colour
-        codes = self.codes(cond, guidance, uniforms) if weigh is None else self._codes(cond, guidance, uniforms, weigh)
+        codes = (
+            self.codes(cond, guidance, uniforms)
+            if weigh is None
+            else self._codes(cond, guidance, uniforms, weigh)
+        )
         return self.pixel_values.gather(0, codes)
 
-    def _codes(self, cond: Tensor, guidance: Guidance, uniforms: Tensor, weigh: Weigh | None = None) -> Tensor:
+    def _codes(
+        self, cond: Tensor, guidance: Guidance, uniforms: Tensor, weigh: Weigh | None = None
+    ) -> Tensor:
         """Conditions (h * N, cond_dim), uniforms (N, 3) -> levels (N, 3) int64."""
         x, past = self.ln(self.cond_proj(cond)), []
         for block, first_token in zip(self.blocks, self.first_token, strict=True):
@@ -133,7 +155,9 @@ class PixelSampler:
         def pick(x: Tensor) -> None:
             channel = len(drawn)
             logits = self.heads[channel](self.norm(x).float())
-            before = torch.stack(drawn, dim=1) if drawn else uniforms.new_empty(len(uniforms), 0, dtype=torch.long)
+            before = (
+                torch.stack(drawn, dim=1) if drawn else uniforms.new_empty(len(uniforms), 0, dtype=torch.long)
+            )
             weights = weigh(channel, before) if weigh is not None else None
             drawn.append(guidance.pick(guidance.probabilities(logits, weights), uniforms[:, channel]))
 

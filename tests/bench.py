@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-import oracle
+import reference_model
 import torch
 from opcount import OpCount
 from PIL import Image
@@ -32,11 +32,11 @@ from models import fractalgen
 from models.fractalgen import PRESETS, FractalGen
 from models.generator import Mask
 from models.noise import Noise
-from models.prepared import Setup
+from models.sampling.prepare import Setup
 from util.crop import center_crop_arr
-from util.data import PictureFolder, PictureSet
-from util.dataset_tool import pack
-from util.packed import Packed
+from util.data.loader import ImageDataset, ImageFolderDataset
+from util.data.packed import Packed
+from util.data.tool import pack
 
 BF16 = torch.autocast("cpu", torch.bfloat16)
 FP32 = torch.autocast("cpu", enabled=False)
@@ -62,14 +62,18 @@ def compared(variants: dict[str, Callable], repeats: int) -> dict[str, float]:
     seconds = interleaved(variants, repeats, memory)
     result = {f"seconds_{key}": value for key, value in seconds.items()}
     result |= {f"peak_gib_{key}": value for key, value in memory.items()}
-    return result | {f"ratio_{key}": seconds["twin"] / value for key, value in seconds.items() if key != "twin"}
+    return result | {
+        f"ratio_{key}": seconds["twin"] / value for key, value in seconds.items() if key != "twin"
+    }
 
 
 class PeakMemory(threading.Thread):
     """Within it, `gib` becomes the most resident memory above that at the start."""
 
     def __enter__(self):
-        with suppress(OSError, AttributeError):  # glibc's: what was freed before is not ours to be had for nothing
+        with suppress(
+            OSError, AttributeError
+        ):  # glibc's: what was freed before is not ours to be had for nothing
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         self.start_gib, self.gib, self.stop = self.resident(), 0.0, threading.Event()
         self.start()
@@ -109,7 +113,9 @@ def rates() -> dict[str, float]:
                 torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "none")
 
         run()
-        found[f"gemm_{str(dtype)[6:]}_gflops"] = 4 * 2 * 522 * 1024 * 4096 / interleaved({"": run}, 9)[""] / 1e9
+        found[f"gemm_{str(dtype)[6:]}_gflops"] = (
+            4 * 2 * 522 * 1024 * 4096 / interleaved({"": run}, 9)[""] / 1e9
+        )
     x = torch.randn(100_000_000)
     found["read_gb_per_s"] = 0.4 / interleaved({"": x.sum}, 7)[""]
     return found
@@ -118,45 +124,71 @@ def rates() -> dict[str, float]:
 def least(model: FractalGen, steps, batch: int) -> dict[str, float]:
     """What guided sampling cannot do without: `flop` of the MAR levels' products, `bytes` of float32 weights that the AR levels
     read, each once a step for the whole batch. The RGB head is left out."""
-    need, pictures, draws = {"flop": 0.0, "bytes": 0.0}, 2 * batch, 1
+    need, images, draws = {"flop": 0.0, "bytes": 0.0}, 2 * batch, 1
     for number, generator in enumerate(model.generators):
         spec = generator.spec
         taken = list(generator.plan(steps[number]))
         if hasattr(generator, "mask_token"):
             tokens, dim = spec.num_patches + generator.num_prefix, spec.embed_dim
-            reads = getattr(model.generators[number + 1], "num_prefix", 1) if number + 1 < len(model.generators) else 1
-            last = sum(min(tokens, (5 if reads > 1 else 1) * (end - begin)) for begin, end, _ in taken) * 20 * dim**2
-            step = tokens * (24 * dim**2 * (spec.num_blocks - 1) + 4 * dim**2) + 4 * tokens**2 * dim * spec.num_blocks
-            need["flop"] += pictures * (len(taken) * step + last)
+            reads = (
+                getattr(model.generators[number + 1], "num_prefix", 1)
+                if number + 1 < len(model.generators)
+                else 1
+            )
+            last = (
+                sum(min(tokens, (5 if reads > 1 else 1) * (end - begin)) for begin, end, _ in taken)
+                * 20
+                * dim**2
+            )
+            step = (
+                tokens * (24 * dim**2 * (spec.num_blocks - 1) + 4 * dim**2)
+                + 4 * tokens**2 * dim * spec.num_blocks
+            )
+            need["flop"] += images * (len(taken) * step + last)
         else:
             need["bytes"] += draws * len(taken) * 4 * sum(p.numel() for p in generator.blocks.parameters())
-        pictures, draws = pictures * spec.num_patches, draws * len(taken)
+        images, draws = images * spec.num_patches, draws * len(taken)
     return need
 
 
 def sampling(model: FractalGen, name: str, args) -> dict[str, float]:
-    """A batch of whole pictures with guidance."""
+    """A batch of whole images with guidance."""
     steps, labels, drawn = PRESETS[name].steps, torch.arange(args.batch) % 10, {}
-    noise = Noise.of_pictures(0, range(args.batch), model.noise_sizes)
-    conds = [torch.cat([model.class_emb(labels), model.fake_latent.repeat(args.batch, 1)]).detach()] * model.num_conds
+    noise = Noise.of_images(0, range(args.batch), model.noise_sizes)
+    conds = [
+        torch.cat([model.class_emb(labels), model.fake_latent.repeat(args.batch, 1)]).detach()
+    ] * model.num_conds
     model.eval()
 
     def twin():
-        drawn["twin"] = oracle.Twin(model, steps, 4.0, "constant").sample(labels, noise)
+        drawn["twin"] = reference_model.ReferenceSampler(model, steps, 4.0, "constant").sample(labels, noise)
 
     def ours(key, autocast):
         with autocast:
             drawn[key] = model.sample(conds, steps, 4.0, "constant", noise=noise, compiled=args.compile)
 
-    variants = {"twin": twin, "float32": lambda: ours("float32", FP32), "bfloat16": lambda: ours("bfloat16", BF16)}
+    variants = {
+        "twin": twin,
+        "float32": lambda: ours("float32", FP32),
+        "bfloat16": lambda: ours("bfloat16", BF16),
+    }
     if args.compile:
         variants["float32"](), variants["bfloat16"]()
     result = compared(variants, args.repeats)
     result["equal_subpixels"] = (drawn["twin"] == drawn["float32"]).float().mean().item()
     need = least(model, steps, args.batch)
-    for key, rate in (("float32", args.rates["gemm_float32_gflops"]), ("bfloat16", args.rates["gemm_bfloat16_gflops"])):
-        seconds = need["flop"] / 1e9 / rate + need["bytes"] / (1 + (key == "bfloat16")) / 1e9 / args.rates["read_gb_per_s"]
-        result |= {f"least_seconds_{key}": seconds, f"share_of_limit_{key}": seconds / result[f"seconds_{key}"]}
+    for key, rate in (
+        ("float32", args.rates["gemm_float32_gflops"]),
+        ("bfloat16", args.rates["gemm_bfloat16_gflops"]),
+    ):
+        seconds = (
+            need["flop"] / 1e9 / rate
+            + need["bytes"] / (1 + (key == "bfloat16")) / 1e9 / args.rates["read_gb_per_s"]
+        )
+        result |= {
+            f"least_seconds_{key}": seconds,
+            f"share_of_limit_{key}": seconds / result[f"seconds_{key}"],
+        }
     if args.ops:
         for key in ("twin", "float32"):
             with OpCount() as ops:
@@ -166,8 +198,12 @@ def sampling(model: FractalGen, name: str, args) -> dict[str, float]:
 
 
 def pixel(model: FractalGen, name: str, args) -> dict[str, float]:
-    """One call of the RGB head for 4 patches a picture, guided."""
-    n, sampler, twin = 4 * args.batch, model.sampler(Setup(torch.float32)), oracle.Twin(model, PRESETS[name].steps, 4.0)
+    """One call of the RGB head for 4 patches an image, guided."""
+    n, sampler, twin = (
+        4 * args.batch,
+        model.sampler(Setup(torch.float32)),
+        reference_model.ReferenceSampler(model, PRESETS[name].steps, 4.0),
+    )
     while hasattr(sampler, "child"):
         sampler = sampler.child
     fractal = model
@@ -190,9 +226,9 @@ def pixel(model: FractalGen, name: str, args) -> dict[str, float]:
 
 
 def training(model: FractalGen, name: str, args) -> dict[str, float]:
-    """Forward and backward of `--train_batch` pictures with dropout, then the optimiser's step."""
+    """Forward and backward of `--train_batch` images with dropout, then the optimiser's step."""
     size, n = model.img_size_list[0], args.train_batch
-    pictures, labels, rows, masks = torch.randn(n, 3, size, size).clamp(-2, 2), torch.arange(n), n, []
+    images, labels, rows, masks = torch.randn(n, 3, size, size).clamp(-2, 2), torch.arange(n), n, []
     for generator in model.generators:
         length = generator.spec.num_patches
         masks.append(torch.rand(rows, length) < 0.8 if hasattr(generator, "mask_token") else None)
@@ -202,12 +238,12 @@ def training(model: FractalGen, name: str, args) -> dict[str, float]:
 
     def ours(autocast):
         with autocast:
-            loss = model(pictures, labels, masks=ours_masks)
+            loss = model(images, labels, masks=ours_masks)
         loss.backward()
         model.zero_grad()
 
     variants = {
-        "twin": lambda: (oracle.loss(model, pictures, labels, masks).backward(), model.zero_grad()),
+        "twin": lambda: (reference_model.loss(model, images, labels, masks).backward(), model.zero_grad()),
         "float32": lambda: ours(FP32),
         "bfloat16": lambda: ours(BF16),
     }
@@ -226,7 +262,7 @@ def training(model: FractalGen, name: str, args) -> dict[str, float]:
 
 
 def data(args) -> dict[str, float]:
-    """Pictures a second on one core, from 500 x 375 JPEGs; `plain`: torchvision's folder, ADM crop, tensor, normalise.
+    """Images a second on one core, from 500 x 375 JPEGs; `plain`: torchvision's folder, ADM crop, tensor, normalise.
 
     `pack`: the packed cache of the same.
     """
@@ -244,11 +280,16 @@ def data(args) -> dict[str, float]:
                 transforms.Lambda(lambda image, size=size: center_crop_arr(image, size)),
                 transforms.RandomHorizontalFlip(),
             ]
-            steps += [transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+            steps += [
+                transforms.ToTensor(),
+                transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+            ]
             plain = ImageFolder(folder, transforms.Compose(steps))
-            exact, fast = (PictureFolder(Path(folder), size, flip=True, seed=0, fast=fast) for fast in (False, True))
+            exact, fast = (
+                ImageFolderDataset(Path(folder), size, flip=True, seed=0, fast=fast) for fast in (False, True)
+            )
             pack(exact.source, Path(packs) / str(size), size, num_workers=0)
-            packed = PictureSet(Packed(Path(packs) / str(size)), size, flip=True, seed=0)
+            packed = ImageDataset(Packed(Path(packs) / str(size)), size, flip=True, seed=0)
             variants = {
                 "plain": lambda plain=plain: [plain[i] for i in range(40)],
                 "exact": lambda exact=exact: [exact[0, i] for i in range(40)],
@@ -257,16 +298,23 @@ def data(args) -> dict[str, float]:
             }
             seconds = interleaved(variants, max(args.repeats, 5))
             result |= {f"images_per_s_{size}_{key}": 40 / value for key, value in seconds.items()}
-            result |= {f"ratio_{size}_{key}": seconds["plain"] / seconds[key] for key in ("exact", "fast_decode", "pack")}
+            result |= {
+                f"ratio_{size}_{key}": seconds["plain"] / seconds[key]
+                for key in ("exact", "fast_decode", "pack")
+            }
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", nargs="*", choices=["sampling", "pixel", "training", "data", []], default=[])
     parser.add_argument("--model", default="fractalmar_tiny_in32", choices=PRESETS, metavar="NAME")
     parser.add_argument(
-        "--blocks", type=lambda text: [int(n) for n in text.split(",")], help="blocks a level, fewer than the preset"
+        "--blocks",
+        type=lambda text: [int(n) for n in text.split(",")],
+        help="blocks a level, fewer than the preset",
     )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--train_batch", type=int, default=2)
@@ -285,7 +333,9 @@ def main() -> None:
         model = thin(args.model, args.blocks)
     for name in what:
         report[name] = data(args) if name == "data" else globals()[name](model, args.model, args)
-        print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in report[name].items()), flush=True)
+        print(
+            f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in report[name].items()), flush=True
+        )
     print(json.dumps(report, default=str))
 
 

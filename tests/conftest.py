@@ -80,22 +80,24 @@ def score(records: list[dict], name: str) -> float:
     return [record[name] for record in records if name in record][-1]
 
 
-def save_picture(path, levels: torch.Tensor) -> None:
+def save_image(path, levels: torch.Tensor) -> None:
     """uint8 (3, H, W) -> a file of the kind that its name says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(levels.permute(1, 2, 0).numpy()).save(path)
 
 
 def random_levels(n: int, size: int, seed: int = 0) -> torch.Tensor:
-    """uint8 pictures (n, 3, size, size)."""
-    return torch.randint(0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    """uint8 images (n, 3, size, size)."""
+    return torch.randint(
+        0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 @pytest.fixture(scope="session")
 def inception_weights(tmp_path_factory):
     """A weights file of the right architecture with seeded random numbers: the real one is 96 MB on another machine.
 
-    Scaled so that pictures stay apart through all layers, as trained weights keep them.
+    Scaled so that images stay apart through all layers, as trained weights keep them.
     """
     import torch_fidelity.feature_extractor_inceptionv3 as inception
 
@@ -116,7 +118,7 @@ def inception_weights(tmp_path_factory):
 @pytest.fixture
 def colour_network(monkeypatch):
     """A quick stand-in for the Inception network: the mean colour, and nothing else."""
-    from util import score
+    from evaluation import score
 
     class Colour:
         about = {"name": "stand-in", "weights_sha256": "abc"}  # noqa: RUF012

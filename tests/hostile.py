@@ -63,7 +63,9 @@ def zipped(path: Path, pickled: bytes, **members: bytes) -> None:
             file.writestr(f"archive/{name}", data)
 
 
-def saved(make, path: Path, canary: Path, *, key: str = "model", legacy: bool = False, protocol: int = 2) -> None:
+def saved(
+    make, path: Path, canary: Path, *, key: str = "model", legacy: bool = False, protocol: int = 2
+) -> None:
     """torch.save of a checkpoint with the object `make(canary)` under `key`."""
     content = {"model": {}, "args": argparse.Namespace(), key: make(canary)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy, pickle_protocol=protocol)
@@ -128,7 +130,11 @@ def in_tar(path: Path, canary: Path) -> None:
 
 def torchscript(path: Path, canary: Path) -> None:
     """With `constants.pkl` in it, torch.load hands a file to torch.jit.load, which compiles its code."""
-    zipped(path, pickle.dumps(Call(os.system, shell(canary)), protocol=2), **{"constants.pkl": b"\x80\x02).", "code/x.py": b""})
+    zipped(
+        path,
+        pickle.dumps(Call(os.system, shell(canary)), protocol=2),
+        **{"constants.pkl": b"\x80\x02).", "code/x.py": b""},
+    )
 
 
 def memory(path: Path, canary: Path) -> None:
@@ -165,17 +171,24 @@ RUNS_CODE = {
     "reduce exec": partial(saved, lambda canary: Call(exec, code(canary))),
     "reduce open": partial(saved, lambda canary: Call(open, str(canary), "w")),
     "reduce partial": partial(saved, lambda canary: Call(partial(os.system, shell(canary)))),
-    "in args": partial(saved, lambda canary: argparse.Namespace(lr=Call(os.system, shell(canary))), key="args"),
-    "in the optimizer": partial(saved, lambda canary: {"state": Call(os.system, shell(canary))}, key="optimizer"),
+    "in args": partial(
+        saved, lambda canary: argparse.Namespace(lr=Call(os.system, shell(canary))), key="args"
+    ),
+    "in the optimizer": partial(
+        saved, lambda canary: {"state": Call(os.system, shell(canary))}, key="optimizer"
+    ),
     "in model_ema": partial(saved, lambda canary: {"w": Call(os.system, shell(canary))}, key="model_ema"),
     "legacy format": partial(saved, lambda canary: Call(os.system, shell(canary)), legacy=True),
     "pickle protocol 4": partial(saved, lambda canary: Call(os.system, shell(canary)), protocol=4),
     "newobj": partial(opcodes, lambda canary: of_class(canary, text(canary) + pickle.TUPLE1 + pickle.NEWOBJ)),
     "newobj_ex": partial(
-        opcodes, lambda canary: of_class(canary, b")}" + text("canary") + text(canary) + b"s" + pickle.NEWOBJ_EX)
+        opcodes,
+        lambda canary: of_class(canary, b")}" + text("canary") + text(canary) + b"s" + pickle.NEWOBJ_EX),
     ),
     "build with setstate": partial(saved, MadeByState),
-    "pickle within a tensor": partial(saved, lambda canary: Call(torch.storage._load_from_bytes, legacy_bytes(canary))),
+    "pickle within a tensor": partial(
+        saved, lambda canary: Call(torch.storage._load_from_bytes, legacy_bytes(canary))
+    ),
     "numpy objects": partial(saved, numpy_objects),
     "tensor rebuilt by a call": partial(saved, from_type),
     "a gadget of torch's": partial(saved, lambda canary: Call(torch.utils.collect_env.run, shell(canary))),
@@ -186,7 +199,8 @@ RUNS_CODE = {
         opcodes, lambda canary: b"\x80\x04" + call(canary, b"util.checkpoint\nos.system") + b"."
     ),
     "stack_global": partial(
-        opcodes, lambda canary: b"\x80\x04" + text("os") + text("system") + b"\x93" + text(shell(canary)) + b"\x85R."
+        opcodes,
+        lambda canary: b"\x80\x04" + text("os") + text("system") + b"\x93" + text(shell(canary)) + b"\x85R.",
     ),
     "inst": partial(opcodes, lambda canary: b"(" + text(shell(canary)) + b"ios\nsystem\n."),
     "obj": partial(opcodes, lambda canary: b"(cos\nsystem\n" + text(shell(canary)) + b"o."),

@@ -15,7 +15,9 @@ import main_fractalgen
 
 forkserver = multiprocessing.get_context("forkserver")
 # What a training imports when it begins is in it too. Nothing is computed before the fork, so no thread is lost by it.
-forkserver.set_forkserver_preload(["main_fractalgen", "torch._dynamo", "torch.utils.tensorboard", "timm.utils"])
+forkserver.set_forkserver_preload(
+    ["main_fractalgen", "torch._dynamo", "torch.utils.tensorboard", "timm.utils"]
+)
 
 
 class Started:
@@ -24,7 +26,13 @@ class Started:
     With `torchrun`, its flags, torchrun is the one process started, and those it starts it forks in its turn.
     """
 
-    def __init__(self, flags: list[str], processes: int = 1, torchrun: str | None = None, max_file_size: int | None = None):
+    def __init__(
+        self,
+        flags: list[str],
+        processes: int = 1,
+        torchrun: str | None = None,
+        max_file_size: int | None = None,
+    ):
         self.folder = tempfile.TemporaryDirectory(prefix="started")
         self.said, rendezvous = Path(self.folder.name) / "said", f"file://{self.folder.name}/store"
         commands = [flags]
@@ -36,7 +44,9 @@ class Started:
             commands = [[*flags, *place, f"--local_rank={rank}"] for rank in range(processes)]
         self.processes = [
             forkserver.Process(
-                target=_run, args=(command, torchrun is not None, self.said, max_file_size), daemon=torchrun is None
+                target=_run,
+                args=(command, torchrun is not None, self.said, max_file_size),
+                daemon=torchrun is None,
             )
             for command in commands
         ]

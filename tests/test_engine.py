@@ -11,7 +11,7 @@ from PIL import Image
 
 import engine_fractalgen as engine
 from conftest import opinionated, random_levels, tiny_model
-from util.data import PictureFolder, make_loader
+from util.data.loader import ImageFolderDataset, make_loader
 from util.dist import World
 from util.errors import UserError
 from util.meters import RunLog
@@ -21,25 +21,25 @@ RECIPE = engine.Recipe(lr=1e-3, min_lr=0.0, lr_schedule="constant", warmup_epoch
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """4 classes of 6 pictures of noise, 8 px."""
+def images(tmp_path):
+    """4 classes of 6 images of noise, 8 px."""
     for i, levels in enumerate(random_levels(24, 8)):
         path = tmp_path / "data" / str(i // 6) / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(levels.permute(1, 2, 0).numpy()).save(path)
-    return PictureFolder(tmp_path / "data", 8, flip=False, seed=0)
+    return ImageFolderDataset(tmp_path / "data", 8, flip=False, seed=0)
 
 
-def loader(pictures, batch_size, shuffled=True):
-    return make_loader(pictures, batch_size, World(), shuffled=shuffled, num_workers=0, pin_memory=False)
+def loader(images, batch_size, shuffled=True):
+    return make_loader(images, batch_size, World(), shuffled=shuffled, num_workers=0, pin_memory=False)
 
 
-def train(model, pictures, tmp_path, batch_size=6, recipe=RECIPE, epoch=0, **more):
+def train(model, images, tmp_path, batch_size=6, recipe=RECIPE, epoch=0, **more):
     optimizer = torch.optim.AdamW(engine.add_weight_decay(model, 0.05), lr=1.0, betas=(0.9, 0.95), fused=True)
     log = RunLog(tmp_path, enabled=True)
     try:
         return engine.train_one_epoch(
-            model, loader(pictures, batch_size), optimizer, torch.amp.GradScaler("cpu", enabled=False), recipe,
+            model, loader(images, batch_size), optimizer, torch.amp.GradScaler("cpu", enabled=False), recipe,
             epoch=epoch, device=CPU, autocast=more.pop("autocast", nullcontext()), world=World(), log=log, **more,
         )  # fmt: skip
     finally:
@@ -61,9 +61,9 @@ def test_weight_decay_groups():
     assert [n for n in names.values() if n in set(second)] == second
 
 
-def test_training_lowers_the_loss_and_logs_every_figure(pictures, tmp_path):
+def test_training_lowers_the_loss_and_logs_every_figure(images, tmp_path):
     model = tiny_model("guided")
-    results = [train(model, pictures, tmp_path, epoch=epoch) for epoch in range(4)]
+    results = [train(model, images, tmp_path, epoch=epoch) for epoch in range(4)]
     assert results[-1]["loss"] < results[0]["loss"]
     records = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
     assert [record["step"] for record in records] == [4, 8, 12, 16]
@@ -77,33 +77,35 @@ def test_training_lowers_the_loss_and_logs_every_figure(pictures, tmp_path):
     assert any(path.name.startswith("events.out.tfevents") for path in tmp_path.iterdir())
 
 
-def test_accumulation_gives_the_step_of_the_whole_batch(pictures, tmp_path):
+def test_accumulation_gives_the_step_of_the_whole_batch(images, tmp_path):
     weights = []
     for batch_size, accum in ((12, 1), (4, 3)):
         model = tiny_model("ar", attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.0)
         recipe = engine.Recipe(**{**vars(RECIPE), "accum_iter": accum})
-        train(model, pictures, tmp_path, batch_size, recipe)
+        train(model, images, tmp_path, batch_size, recipe)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(*weights, rtol=1e-3, atol=2e-5)
 
 
-def test_bfloat16_training_follows_float32(pictures, tmp_path):
+def test_bfloat16_training_follows_float32(images, tmp_path):
     losses = []
     for autocast in (nullcontext(), torch.autocast("cpu", torch.bfloat16)):
         model = tiny_model("ar", attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.0)
-        losses.append(train(model, pictures, tmp_path, autocast=autocast)["loss"])
+        losses.append(train(model, images, tmp_path, autocast=autocast)["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
 
 
-def test_a_training_step_never_waits_for_the_device(kind, pictures):
+def test_a_training_step_never_waits_for_the_device(kind, images):
     model = tiny_model(kind, attn_dropout=0.1, proj_dropout=0.1).train()
     optimizer = torch.optim.AdamW(engine.add_weight_decay(model, 0.05), lr=1e-3, fused=True)
-    scaler, batches = torch.amp.GradScaler("cpu", enabled=False), iter(loader(pictures, 6))
+    scaler, batches = torch.amp.GradScaler("cpu", enabled=False), iter(loader(images, 6))
     window = engine.Window(CPU)
     bad = engine.BadSteps(CPU)
     for step in range(2):
         with OpCount() as ops:
-            bad.note(engine.train_step(model, batches, optimizer, scaler, RECIPE, window, CPU, nullcontext()), step)
+            bad.note(
+                engine.train_step(model, batches, optimizer, scaler, RECIPE, window, CPU, nullcontext()), step
+            )
         assert ops.launched["_fused_adamw_"] == 2
         assert not ops.syncs
     with OpCount() as ops:
@@ -111,9 +113,9 @@ def test_a_training_step_never_waits_for_the_device(kind, pictures):
     assert ops.syncs  # at the logging cadence
 
 
-def test_an_epoch_can_begin_in_the_middle(pictures, tmp_path):
-    data = loader(pictures, 6)
-    data.batch_sampler.start = 12  # pictures
+def test_an_epoch_can_begin_in_the_middle(images, tmp_path):
+    data = loader(images, 6)
+    data.batch_sampler.start = 12  # images
     model, done = tiny_model("ar"), []
     log = RunLog(tmp_path, enabled=True)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -124,12 +126,14 @@ def test_an_epoch_can_begin_in_the_middle(pictures, tmp_path):
     assert data.batch_sampler.start == 0
 
 
-def test_float16_with_its_scaler(pictures, tmp_path):
+def test_float16_with_its_scaler(images, tmp_path):
     model, log = tiny_model("mar"), RunLog(tmp_path, enabled=True)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # overflows at first: steps are skipped, the run goes on
+    scaler = torch.amp.GradScaler(
+        "cpu", init_scale=2.0**40
+    )  # overflows at first: steps are skipped, the run goes on
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for _ in range(8):
-        result = engine.train_one_epoch(model, loader(pictures, 6), optimizer, scaler, RECIPE, epoch=0, device=CPU,
+        result = engine.train_one_epoch(model, loader(images, 6), optimizer, scaler, RECIPE, epoch=0, device=CPU,
                                         autocast=torch.autocast("cpu", torch.float16), world=World(), log=log, max_bad_steps=40)  # fmt: skip
     assert math.isfinite(result["loss"])
     assert scaler.get_scale() < 2.0**40
@@ -137,7 +141,7 @@ def test_float16_with_its_scaler(pictures, tmp_path):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-def test_compiled_blocks_train_as_plain_ones(pictures, tmp_path):
+def test_compiled_blocks_train_as_plain_ones(images, tmp_path):
     losses = []
     for compiled in (False, True):
         model = tiny_model("mar", attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.0)
@@ -145,7 +149,7 @@ def test_compiled_blocks_train_as_plain_ones(pictures, tmp_path):
             block.compile(dynamic=True, backend="eager")  # the tracing, without half a minute of C++
         np.random.seed(0)
         torch.manual_seed(0)
-        losses.append(train(model, pictures, tmp_path)["loss"])
+        losses.append(train(model, images, tmp_path)["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -180,10 +184,10 @@ def spoiled(model, where, steps):
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_steps_that_are_not_finite_change_nothing_and_are_counted(pictures, tmp_path, where):
+def test_steps_that_are_not_finite_change_nothing_and_are_counted(images, tmp_path, where):
     model, weights = spoiled(tiny_model("ar"), where, {1, 2}), []
     keep = lambda _: weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))  # noqa: E731
-    result = train(model, pictures, tmp_path, max_bad_steps=2, after_step=keep)
+    result = train(model, images, tmp_path, max_bad_steps=2, after_step=keep)
     assert torch.equal(weights[0], weights[1])
     assert torch.equal(weights[1], weights[2])
     assert not torch.equal(weights[2], weights[3])
@@ -194,19 +198,19 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(pictures, tmp_
     assert math.isfinite(record["train/loss"])
 
 
-def test_too_many_bad_steps_in_a_row_end_the_run(pictures, tmp_path):
+def test_too_many_bad_steps_in_a_row_end_the_run(images, tmp_path):
     recipe = engine.Recipe(**{**vars(RECIPE), "warmup_epochs": 1})
     expected = r"not finite in 2 steps in a row \(--max_bad_steps 1\), from epoch 0, step 2 of 4, learning rate 0.0005, on"
     with pytest.raises(UserError, match=expected):
-        train(spoiled(tiny_model("ar"), "loss", {0, 2, 3}), pictures, tmp_path, recipe=recipe, max_bad_steps=1)
-    train(spoiled(tiny_model("ar"), "loss", {0, 2}), pictures, tmp_path, max_bad_steps=1)
+        train(spoiled(tiny_model("ar"), "loss", {0, 2, 3}), images, tmp_path, recipe=recipe, max_bad_steps=1)
+    train(spoiled(tiny_model("ar"), "loss", {0, 2}), images, tmp_path, max_bad_steps=1)
 
 
-def test_bad_steps_are_counted_over_epochs(pictures, tmp_path):
+def test_bad_steps_are_counted_over_epochs(images, tmp_path):
     model, bad = spoiled(tiny_model("ar"), "loss", range(2, 9)), engine.BadSteps(CPU)
-    train(model, pictures, tmp_path, max_bad_steps=5, bad=bad)
+    train(model, images, tmp_path, max_bad_steps=5, bad=bad)
     with pytest.raises(UserError, match=r"in 6 steps in a row .*, from epoch 0, step 2 of 4"):
-        train(model, pictures, tmp_path, max_bad_steps=5, bad=bad, epoch=1)
+        train(model, images, tmp_path, max_bad_steps=5, bad=bad, epoch=1)
     assert bad.skipped() == 6
 
 
@@ -222,7 +226,7 @@ def read(folder) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))])
 
 
-def test_evaluate_writes_numbered_pictures_the_same_number_of_each_class(tmp_path, monkeypatch):
+def test_evaluate_writes_numbered_images_the_same_number_of_each_class(tmp_path, monkeypatch):
     model = opinionated(tiny_model("mar"))
     asked, plain = [], model.generate
     monkeypatch.setattr(model, "generate", lambda labels, **how: asked.extend(labels) or plain(labels, **how))
@@ -294,12 +298,16 @@ def test_where_memory_runs_out_less_is_drawn_together(tmp_path, monkeypatch, err
     assert said == ["out of memory: from now on with --chunk 4", "out of memory: from now on with --chunk 2"]
     assert len(read(tmp_path / "a")) == 8
     fits = 0
-    with pytest.raises(UserError, match="out of memory drawing 4 pictures, even with --chunk 1; give a smaller --gen_bsz"):
+    with pytest.raises(
+        UserError, match="out of memory drawing 4 images, even with --chunk 1; give a smaller --gen_bsz"
+    ):
         evaluate(model, tmp_path / "b", batch_size=4, say=said.append)
 
 
 def test_other_errors_of_drawing_are_not_taken_for_memory(tmp_path, monkeypatch):
     model = tiny_model("mar")
-    monkeypatch.setattr(model, "generate", lambda *args, **how: (_ for _ in ()).throw(RuntimeError("something else")))
+    monkeypatch.setattr(
+        model, "generate", lambda *args, **how: (_ for _ in ()).throw(RuntimeError("something else"))
+    )
     with pytest.raises(RuntimeError, match="something else"):
         evaluate(model, tmp_path)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from processes import Started
 
-from conftest import random_levels, save_picture
+from conftest import random_levels, save_image
 from util import checkpoint
 
 STEPS = 30  # 3 epochs of 10
@@ -29,7 +29,7 @@ FLAGS = (
 def write_data(folder, train: int):
     for split, n in (("train", train), ("val", 4)):
         for i, levels in enumerate(random_levels(n, 8)):
-            save_picture(folder / split / str(i % 2) / f"{i:02d}.png", levels)
+            save_image(folder / split / str(i % 2) / f"{i:02d}.png", levels)
     return folder
 
 
@@ -140,7 +140,9 @@ def kill_one_rank(data, out, step: int, rank: int) -> str:
     """A rank is killed after `step`; torchrun's one restart must do."""
     process = start(data, out, processes=2, torchrun="--max_restarts=1")
     wait_for_step(out, step, process)
-    workers = subprocess.run(["pgrep", "-P", str(process.pids[0])], capture_output=True, text=True).stdout.split()
+    workers = subprocess.run(
+        ["pgrep", "-P", str(process.pids[0])], capture_output=True, text=True
+    ).stdout.split()
     os.kill(int(workers[rank]), signal.SIGKILL)
     return finish(process)
 
@@ -170,8 +172,14 @@ def stop_in_the_middle(data, out) -> int:
 def test_another_number_of_processes_goes_on_with_the_same_order(data, whole, tmp_path):
     at = stop_in_the_middle(data, tmp_path)
     said = finish(start(data, tmp_path, "--save_every_steps=999", processes=2))
-    assert f"resumed {tmp_path}/checkpoint-last.pth at step {at}: epoch {at // 10}, {at % 10 * 8} of its pictures done" in said
-    assert "was written with processes 1, now 2; batch_size 4, now 2: not bit for bit the run that was not stopped" in said
+    assert (
+        f"resumed {tmp_path}/checkpoint-last.pth at step {at}: epoch {at // 10}, {at % 10 * 8} of its images done"
+        in said
+    )
+    assert (
+        "was written with processes 1, now 2; batch_size 4, now 2: not bit for bit the run that was not stopped"
+        in said
+    )
     assert checkpoint.load(tmp_path / checkpoint.NAME)["step"] == STEPS
 
 
@@ -182,9 +190,13 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_does_as_told(data, whole, tmp_
     # status 2 also where training went on: the last one was not written
     said = finish(start(data, tmp_path, "--on_save_error", choice, max_file_size=size // 2), status=2)
     step = STEPS if choice == "continue" else at + 1
-    error = f"the checkpoint of step {step} could not be written (File too large); what was there before is whole"
+    error = (
+        f"the checkpoint of step {step} could not be written (File too large); what was there before is whole"
+    )
     assert said.splitlines()[-1].endswith(error)
-    assert said.count("training goes on (--on_save_error continue)") == (STEPS - at if choice == "continue" else 0)
+    assert said.count("training goes on (--on_save_error continue)") == (
+        STEPS - at if choice == "continue" else 0
+    )
     assert steps_saved(tmp_path) == checkpoint.load(tmp_path / checkpoint.NAME)["step"] == at
     if choice == "continue":
         finish(start(data, tmp_path))
@@ -207,6 +219,8 @@ def test_a_folder_of_another_run_is_not_overwritten(data, tmp_path):
     finish(start(data, tmp_path, "--epochs=1"))
     said = finish(start(data, tmp_path, "--resume="), status=2)
     assert f"--output_dir {tmp_path} holds the checkpoints of another run; give --resume {tmp_path}" in said
-    restarted = start(data, tmp_path, "--resume=", torchrun="--max_restarts=1")  # refused, and refused when restarted
+    restarted = start(
+        data, tmp_path, "--resume=", torchrun="--max_restarts=1"
+    )  # refused, and refused when restarted
     assert "resumed" not in finish(restarted, status=1)
     assert json.loads((tmp_path / "settings.json").read_text())["settings"]["epochs"] == 1

@@ -16,10 +16,10 @@ from engine_fractalgen import compute_nll
 from models import fractalgen
 from models.fractalgen import FractalGen
 from models.generator import Mask
-from models.guidance import Guidance
 from models.mar import MAR, cosine_plan
 from models.noise import NUMBERS, ORDER, Noise
 from models.pixelloss import PixelLoss
+from models.sampling.guidance import Guidance
 from util.crop import center_crop_arr
 from util.dist import World
 from util.lr_sched import learning_rate
@@ -43,11 +43,20 @@ class Case:
         return model
 
     def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
-        return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in self.arrays.items() if k.startswith(prefix)}
+        return {
+            k.removeprefix(prefix): torch.from_numpy(v)
+            for k, v in self.arrays.items()
+            if k.startswith(prefix)
+        }
 
     def masks(self, model: FractalGen, mode: str) -> list[Mask | None]:
-        recorded = iter([self.arrays[f"{mode}/mask{i}"] for i in range(99) if f"{mode}/mask{i}" in self.arrays])
-        return [Mask.of(torch.from_numpy(next(recorded))) if isinstance(g, MAR) else None for g in model.generators]
+        recorded = iter(
+            [self.arrays[f"{mode}/mask{i}"] for i in range(99) if f"{mode}/mask{i}" in self.arrays]
+        )
+        return [
+            Mask.of(torch.from_numpy(next(recorded))) if isinstance(g, MAR) else None
+            for g in model.generators
+        ]
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -75,10 +84,10 @@ def test_forward_and_gradients(case: Case, mode: str, monkeypatch):
         generator.register_forward_hook(lambda module, args, out: handed.append(out))
     plain_logits = PixelLoss.logits
     monkeypatch.setattr(PixelLoss, "logits", lambda *args: logits.append(plain_logits(*args)) or logits[-1])
-    pictures = normalize(torch.from_numpy(case.arrays["u8"]))
+    images = normalize(torch.from_numpy(case.arrays["u8"]))
     labels = torch.from_numpy(case.arrays["labels"])
 
-    loss = model(pictures, labels, masks=case.masks(model, mode), dither=0.0)
+    loss = model(images, labels, masks=case.masks(model, mode), dither=0.0)
     loss.backward()
 
     close(loss.detach(), case.arrays[f"{mode}/loss"], "loss")
@@ -111,9 +120,16 @@ def test_forward_and_gradients(case: Case, mode: str, monkeypatch):
 def test_published_nll_is_the_recorded_evaluation_loss(case: Case, monkeypatch):
     model, n = case.model(), len(case.arrays["labels"])
     monkeypatch.setattr(model, "draw_masks", lambda noise: case.masks(model, "eval"))
-    pictures, labels = torch.from_numpy(case.arrays["u8"]), torch.from_numpy(case.arrays["labels"])
-    loader = DataLoader(TensorDataset(pictures, labels, torch.arange(n)), batch_size=n)
-    settings = dict(passes=1, seed=0, device=torch.device("cpu"), autocast=nullcontext(), world=World(), progress_bar=False)
+    images, labels = torch.from_numpy(case.arrays["u8"]), torch.from_numpy(case.arrays["labels"])
+    loader = DataLoader(TensorDataset(images, labels, torch.arange(n)), batch_size=n)
+    settings = dict(
+        passes=1,
+        seed=0,
+        device=torch.device("cpu"),
+        autocast=nullcontext(),
+        world=World(),
+        progress_bar=False,
+    )
     scores = compute_nll(model, loader, **settings)
     assert scores["published_nll"] * math.log(2) == pytest.approx(case.meta["loss_eval"], rel=RELATIVE)
 
@@ -138,7 +154,7 @@ def test_sampling_equals_golden_exactly(case: Case):
         cond = model.class_emb(labels)
         if settings["cfg"] != 1.0:
             cond = torch.cat([cond, model.fake_latent.repeat(len(labels), 1)])
-        pictures = model.sample(
+        images = model.sample(
             [cond] * model.num_conds,
             settings["num_iter_list"],
             settings["cfg"],
@@ -149,7 +165,7 @@ def test_sampling_equals_golden_exactly(case: Case):
             pick=lambda probs, uniforms: probs.argmax(-1),
         )
         golden = torch.from_numpy(case.arrays[f"sample{number}"])
-        assert torch.equal(to_uint8(pictures), golden), f"sample{number}"
+        assert torch.equal(to_uint8(images), golden), f"sample{number}"
 
 
 def pieces() -> dict[str, np.ndarray]:
@@ -159,7 +175,9 @@ def pieces() -> dict[str, np.ndarray]:
 
 def table(name: str):
     path = GOLDEN_DIR / f"{name}.json"
-    return json.loads((path if path.exists() else Path(__file__).parent / "golden" / f"{name}.json").read_text())
+    return json.loads(
+        (path if path.exists() else Path(__file__).parent / "golden" / f"{name}.json").read_text()
+    )
 
 
 @pytest.mark.parametrize("key", [k for k in pieces() if k.endswith("/params")])

@@ -28,10 +28,12 @@ TRAIN = f"{TINY} --epochs 2 --warmup_epochs 1 --lr 1e-3 --num_iter_list 4,16 --s
 
 
 def run(flags: str, **paths) -> None:
-    main_fractalgen.main(shlex.split(flags) + [part for name, path in paths.items() for part in (f"--{name}", str(path))])
+    main_fractalgen.main(
+        shlex.split(flags) + [part for name, path in paths.items() for part in (f"--{name}", str(path))]
+    )
 
 
-def write_pictures(folder, per_class: int) -> None:
+def write_images(folder, per_class: int) -> None:
     for i, levels in enumerate(random_levels(3 * per_class, 8)):
         path = folder / f"class{i % 3}" / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,8 +43,8 @@ def write_pictures(folder, per_class: int) -> None:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    write_pictures(folder / "train", 4)
-    write_pictures(folder / "val", 2)
+    write_images(folder / "train", 4)
+    write_images(folder / "val", 2)
     return folder
 
 
@@ -77,7 +79,9 @@ def test_a_resumed_run_ends_as_the_run_that_was_not_stopped(kind, data, tmp_path
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     flags = TRAIN.replace("fractalar", kind) + " --ema --eval_freq 1 --lr_schedule constant"
     run(flags, data_path=data, output_dir=whole)
-    run(flags.replace("--epochs 2", "--epochs 1"), data_path=data, output_dir=halves, resume=halves)  # nothing there yet
+    run(
+        flags.replace("--epochs 2", "--epochs 1"), data_path=data, output_dir=halves, resume=halves
+    )  # nothing there yet
     run(flags, data_path=data, output_dir=halves, resume=halves)
     a, b = (checkpoint.load(folder / "checkpoint-last.pth") for folder in (whole, halves))
     for key in ("model", "model_ema"):
@@ -114,10 +118,15 @@ def test_ema_weights_are_kept_and_used(data, trained, tmp_path, capsys):
 
 
 def test_evaluate_nll_needs_only_val(data, trained, tmp_path, capsys):
-    write_pictures(tmp_path / "val", 2)
-    run(f"{TINY} --evaluate_nll", data_path=tmp_path, output_dir=tmp_path / "out", resume=trained / "checkpoint-last.pth")
+    write_images(tmp_path / "val", 2)
+    run(
+        f"{TINY} --evaluate_nll",
+        data_path=tmp_path,
+        output_dir=tmp_path / "out",
+        resume=trained / "checkpoint-last.pth",
+    )
     scores = json.loads(capsys.readouterr().out)
-    assert scores["num_pictures"] == 6
+    assert scores["num_images"] == 6
     assert 4 < scores["bits_per_dim"] < 12
 
 
@@ -130,17 +139,23 @@ def test_likelihoods_are_written_with_all_that_is_needed_to_repeat_them(data, tr
     assert printed.items() <= written.items()
     assert written["checkpoint"]["path"] == str(checkpoint_file)
     assert written["checkpoint"]["sha256"] == hashlib.sha256(checkpoint_file.read_bytes()).hexdigest()
-    assert written["data"] == {"path": str(data), "kind": "class folders", "num_pictures": 6}
-    settings = {"seed": 5, "nll_forward_number": 2, "nll_labels": True, "nll_schedule": True, "num_iter_list": [3, 2]}
+    assert written["data"] == {"path": str(data), "kind": "class folders", "num_images": 6}
+    settings = {
+        "seed": 5,
+        "nll_forward_number": 2,
+        "nll_labels": True,
+        "nll_schedule": True,
+        "num_iter_list": [3, 2],
+    }
     assert settings.items() <= written["settings"].items()
     assert written["versions"]["torch"] == torch.__version__
     assert written["commit"]
-    write_pictures(tmp_path / "one" / "val", 1)
+    write_images(tmp_path / "one" / "val", 1)
     for name in ("01.png", "02.png"):
         next((tmp_path / "one").rglob(name)).write_bytes(b"broken")
     run(f"{TINY} --evaluate_nll", data_path=tmp_path / "one", output_dir=tmp_path / "out")
     only = json.loads((tmp_path / "out" / "nll.json").read_text())
-    assert (only["num_pictures"], only["num_bad_pictures"]) == (1, 2)
+    assert (only["num_images"], only["num_bad_images"]) == (1, 2)
     assert only["standard_error"] is only["checkpoint"] is None
 
 
@@ -154,16 +169,22 @@ def test_evaluate_gen_needs_no_data(trained, tmp_path, capsys):
     assert begun_by["settings"]["resume"] == str(trained)
     assert begun_by["versions"]["torch"] == torch.__version__
     run(f"{flags} --class_labels 2,0", output_dir=tmp_path / "some", resume=trained)
-    assert json.loads((tmp_path / "some" / "generated" / "manifest.json").read_text())["settings"]["classes"] == [2, 0]
+    assert json.loads((tmp_path / "some" / "generated" / "manifest.json").read_text())["settings"][
+        "classes"
+    ] == [2, 0]
     assert np.asarray(Image.open(files[0])).shape == (8, 8, 3)
     assert scores["num_images"] == 6
 
 
-def test_generating_in_chunks_writes_the_same_pictures(trained, tmp_path, monkeypatch):
+def test_generating_in_chunks_writes_the_same_images(trained, tmp_path, monkeypatch):
     from models.fractalgen import FractalGen
 
     chunks, sample = [], FractalGen.sample
-    monkeypatch.setattr(FractalGen, "sample", lambda self, *args, **kw: chunks.append(kw["chunk"]) or sample(self, *args, **kw))
+    monkeypatch.setattr(
+        FractalGen,
+        "sample",
+        lambda self, *args, **kw: chunks.append(kw["chunk"]) or sample(self, *args, **kw),
+    )
     written = []
     for chunk in ("", "--chunk 3"):
         run(
@@ -172,13 +193,18 @@ def test_generating_in_chunks_writes_the_same_pictures(trained, tmp_path, monkey
             resume=trained,
         )
         written.append(
-            [np.asarray(Image.open(path)) for path in sorted((tmp_path / f"out{chunk}" / "generated").glob("*.png"))]
+            [
+                np.asarray(Image.open(path))
+                for path in sorted((tmp_path / f"out{chunk}" / "generated").glob("*.png"))
+            ]
         )
     assert chunks == [None, 3]
-    assert (np.array(written[0]) == np.array(written[1])).mean() > 0.99  # products of other shapes round differently
+    assert (
+        np.array(written[0]) == np.array(written[1])
+    ).mean() > 0.99  # products of other shapes round differently
 
 
-def test_online_eval_writes_pictures_while_training(data, tmp_path):
+def test_online_eval_writes_images_while_training(data, tmp_path):
     flags = TRAIN.replace("--epochs 2", "--epochs 1") + " --online_eval --num_images 3"
     run(flags, data_path=data, output_dir=tmp_path)
     assert len(list((tmp_path / "generated-0000003").glob("*.png"))) == 3
@@ -204,8 +230,10 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_command_lines(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    if name != "train 256":  # the cost of sampling is measured step by step, which takes seconds: once, and in test_flops.py
-        monkeypatch.setattr("models.flops._level_flops", lambda *args: (0, 1))
+    if (
+        name != "train 256"
+    ):  # the cost of sampling is measured step by step, which takes seconds: once, and in test_flops.py
+        monkeypatch.setattr("evaluation.cost._level_flops", lambda *args: (0, 1))
     run(PUBLISHED[name] + " --dry_run")
     report = json.loads(capsys.readouterr().out)
     given = shlex.split(PUBLISHED[name])
@@ -223,9 +251,18 @@ def test_published_command_lines(name, tmp_path, monkeypatch, capsys):
 
 def test_commands_of_the_readme():
     """Those of the section Evaluate parse, and their settings can be run."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Evaluate\n")[2].partition("\n## ")[0]
-    commands = re.findall(r"^(?:python|torchrun .*?) main_fractalgen\.py (.*)$", text.replace("\\\n", " "), re.MULTILINE)
-    for name, count in {"imagenet64_labeled": 2, "imagenet256_labeled": 1, "--sweep": 1, "--evaluate_nll": 1}.items():
+    text = (
+        (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Evaluate\n")[2].partition("\n## ")[0]
+    )
+    commands = re.findall(
+        r"^(?:python|torchrun .*?) main_fractalgen\.py (.*)$", text.replace("\\\n", " "), re.MULTILINE
+    )
+    for name, count in {
+        "imagenet64_labeled": 2,
+        "imagenet256_labeled": 1,
+        "--sweep": 1,
+        "--evaluate_nll": 1,
+    }.items():
         assert sum(name in command for command in commands) == count
     for command in commands:
         parser = main_fractalgen.get_args_parser("", tuple(fractalgen.PRESETS), main_fractalgen.SCHEDULES)
@@ -235,12 +272,17 @@ def test_commands_of_the_readme():
 
 
 def test_killed_in_generating_and_started_again(trained, tmp_path):
-    """Ends as a run that was not killed, to the bit; no half picture at any time."""
+    """Ends as a run that was not killed, to the bit; no half image at any time."""
     flags = f"{TINY} --evaluate_gen --num_images 60 --gen_bsz 3 --num_iter_list 4,16 --resume {trained}"
     run(flags, output_dir=tmp_path / "whole")
-    folder, command = tmp_path / "killed" / "generated", [sys.executable, "main_fractalgen.py", *shlex.split(flags)]
+    folder, command = (
+        tmp_path / "killed" / "generated",
+        [sys.executable, "main_fractalgen.py", *shlex.split(flags)],
+    )
     for goal in (5, 20):
-        process = subprocess.Popen([*command, "--output_dir", str(folder.parent)], cwd=ROOT, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, "--output_dir", str(folder.parent)], cwd=ROOT, stderr=subprocess.DEVNULL
+        )
         while len(list(folder.glob("*.png"))) < goal:
             assert process.poll() is None
             time.sleep(0.001)
@@ -253,7 +295,10 @@ def test_killed_in_generating_and_started_again(trained, tmp_path):
     times = {name: (folder / name).stat().st_mtime_ns for name in found}
     run(flags, output_dir=folder.parent)
     assert {name: (folder / name).stat().st_mtime_ns for name in found} == times, "not drawn again"
-    contents = [{p.name: p.read_bytes() for p in at.glob("*.png")} for at in (folder, tmp_path / "whole" / "generated")]
+    contents = [
+        {p.name: p.read_bytes() for p in at.glob("*.png")}
+        for at in (folder, tmp_path / "whole" / "generated")
+    ]
     assert contents[0] == contents[1]
     assert len(contents[0]) == 60
     assert not list(folder.glob("*.tmp"))
@@ -315,17 +360,17 @@ def test_bad_data_folders(data, tmp_path, capsys):
     train = lambda: run(TRAIN, data_path=tmp_path, output_dir=tmp_path / "out")  # noqa: E731
     assert_refused(train, f"{tmp_path}/val: no such folder; --data_path must hold train/ and val/", capsys)
     (tmp_path / "val").mkdir()
-    assert_refused(train, "there is no picture in it", capsys)
-    write_pictures(tmp_path / "val", 1)
+    assert_refused(train, "there is no image in it", capsys)
+    write_images(tmp_path / "val", 1)
     (tmp_path / "val" / "class0").rename(tmp_path / "val" / "other")
     assert_refused(train, "train/ and val/ have different classes", capsys)
     assert_refused(lambda: run(TRAIN + " --class_num 5", data_path=data, output_dir=tmp_path / "out"),
                    "has 3 classes but --class_num is 5", capsys)  # fmt: skip
 
 
-def test_an_unreadable_picture_in_a_worker_is_one_line(data, tmp_path, capsys):
-    write_pictures(tmp_path / "train", 4)
-    write_pictures(tmp_path / "val", 1)
+def test_an_unreadable_image_in_a_worker_is_one_line(data, tmp_path, capsys):
+    write_images(tmp_path / "train", 4)
+    write_images(tmp_path / "val", 1)
     for path in (tmp_path / "train").glob("*/*.png"):
         path.write_bytes(b"broken")
     flags = TRAIN.replace("--num_workers 0", "--num_workers 1")
@@ -334,7 +379,7 @@ def test_an_unreadable_picture_in_a_worker_is_one_line(data, tmp_path, capsys):
     assert stop.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"main_fractalgen.py: error: {tmp_path}/train/class")
-    assert "cannot be read as a picture" in last
+    assert "cannot be read as an image" in last
 
 
 class Hostile:
@@ -348,7 +393,9 @@ def test_checkpoints_that_cannot_be_used(trained, tmp_path, capsys):
     torch.save({"model": Hostile()}, path)
     assert_refused(load, f"{path}: refused", capsys)
     torch.save({"model": fractalgen.fractalar_tiny_in8(class_num=3).state_dict()}, path)
-    ema = lambda: run(f"{TINY} --evaluate_gen --num_images 3 --ema", resume=tmp_path, output_dir=tmp_path / "out")  # noqa: E731
+    ema = lambda: run(
+        f"{TINY} --evaluate_gen --num_images 3 --ema", resume=tmp_path, output_dir=tmp_path / "out"
+    )  # noqa: E731
     assert_refused(ema, f"{path}: holds no averaged weights 'model_ema'; leave out --ema", capsys)
     path.write_bytes(pickle.dumps({"model": Hostile()}))
     assert_refused(load, f"{path}: refused", capsys)
@@ -360,43 +407,49 @@ def test_checkpoints_that_cannot_be_used(trained, tmp_path, capsys):
 
 def test_an_output_folder_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
-    assert_refused(lambda: run(TRAIN, output_dir=tmp_path / "file" / "out"), "/file/out: cannot be written", capsys)
+    assert_refused(
+        lambda: run(TRAIN, output_dir=tmp_path / "file" / "out"), "/file/out: cannot be written", capsys
+    )
 
 
-def test_bad_pictures_are_skipped_named_and_counted(data, tmp_path, capsys):
-    write_pictures(tmp_path / "train", 4)
-    write_pictures(tmp_path / "val", 2)
+def test_bad_images_are_skipped_named_and_counted(data, tmp_path, capsys):
+    write_images(tmp_path / "train", 4)
+    write_images(tmp_path / "val", 2)
     (tmp_path / "train" / "class1" / "熊猫.png").write_bytes(b"broken")
     (tmp_path / "val" / "class0" / "00.png").write_bytes(b"")
     run(TRAIN, data_path=tmp_path, output_dir=tmp_path / "out")
     said = capsys.readouterr().out
-    assert said.count(f"bad picture 1, skipped: {tmp_path}/train/class1/熊猫.png: cannot be read as a picture") == 1
-    assert said.count(f"bad picture 1, skipped: {tmp_path}/val/class0/00.png") == 1
-    assert [r["val/num_pictures"] for r in records(tmp_path / "out") if "val/num_pictures" in r] == [5]
-    assert [r["train/bad_pictures"] for r in records(tmp_path / "out") if "train/bad_pictures" in r] == [1, 1]
+    assert (
+        said.count(f"bad image 1, skipped: {tmp_path}/train/class1/熊猫.png: cannot be read as an image") == 1
+    )
+    assert said.count(f"bad image 1, skipped: {tmp_path}/val/class0/00.png") == 1
+    assert [r["val/num_images"] for r in records(tmp_path / "out") if "val/num_images" in r] == [5]
+    assert [r["train/bad_images"] for r in records(tmp_path / "out") if "train/bad_images" in r] == [1, 1]
     run(f"{TINY} --evaluate_nll", data_path=tmp_path, output_dir=tmp_path / "out", resume=tmp_path / "out")
     out, err = capsys.readouterr()
-    assert json.loads(out)["num_bad_pictures"] == 1
-    assert f"bad picture 1, skipped: {tmp_path}/val/class0/00.png" in err
+    assert json.loads(out)["num_bad_images"] == 1
+    assert f"bad image 1, skipped: {tmp_path}/val/class0/00.png" in err
 
 
 def test_a_validation_set_that_is_all_bad_is_one_line(tmp_path, capsys):
-    write_pictures(tmp_path / "val", 1)
+    write_images(tmp_path / "val", 1)
     for path in (tmp_path / "val").glob("*/*.png"):
         path.write_bytes(b"broken")
     with pytest.raises(SystemExit, match="2"):
         run(f"{TINY} --evaluate_nll", data_path=tmp_path, output_dir=tmp_path / "out")
-    assert "error: none of the 3 validation pictures can be read" in capsys.readouterr().err.splitlines()[-1]
+    assert "error: none of the 3 validation images can be read" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_strict_data_stops_at_the_start(data, tmp_path, capsys):
-    write_pictures(tmp_path / "train", 4)
+    write_images(tmp_path / "train", 4)
     (tmp_path / "val").symlink_to(data / "val")
     run(TRAIN + " --strict_data --epochs 1", data_path=tmp_path, output_dir=tmp_path / "out")
     capsys.readouterr()
     (tmp_path / "train" / "class1" / "04.png").write_bytes(b"broken")
     strict = lambda: run(TRAIN + " --strict_data", data_path=tmp_path, output_dir=tmp_path / "again")  # noqa: E731
-    assert_refused(strict, f"--strict_data: 1 bad picture(s) in train, the first: {tmp_path}/train/class1/04.png", capsys)
+    assert_refused(
+        strict, f"--strict_data: 1 bad image(s) in train, the first: {tmp_path}/train/class1/04.png", capsys
+    )
     assert not (tmp_path / "again" / "log.txt").exists()
 
 
@@ -407,36 +460,48 @@ def test_an_unconditional_model_goes_all_the_way(tmp_path, capsys):
         Image.fromarray(levels.permute(1, 2, 0).numpy()).save(path)
     flags = TRAIN.replace("--class_num 3", "--class_num 0")
     assert_refused(lambda: run(TRAIN, data_path=tmp_path, output_dir=tmp_path / "out"),
-                   "train (pictures without classes) has 0 classes but --class_num is 3; give --class_num 0", capsys)  # fmt: skip
-    assert_refused(lambda: run(flags + " --cfg 2"), "--cfg 2.0 needs classes; with --class_num 0 leave it out", capsys)
+                   "train (images without classes) has 0 classes but --class_num is 3; give --class_num 0", capsys)  # fmt: skip
+    assert_refused(
+        lambda: run(flags + " --cfg 2"), "--cfg 2.0 needs classes; with --class_num 0 leave it out", capsys
+    )
     run(flags + " --ema --online_eval --num_images 3", data_path=tmp_path, output_dir=tmp_path / "out")
     evaluate = flags + " --evaluate_nll --evaluate_gen --num_images 5"
     capsys.readouterr()
     run(evaluate, data_path=tmp_path, output_dir=tmp_path / "out", resume=tmp_path / "out")
     nll, generated = map(json.loads, capsys.readouterr().out.splitlines())
-    assert (nll["num_pictures"], generated["num_images"]) == (4, 5)
+    assert (nll["num_images"], generated["num_images"]) == (4, 5)
     assert len(list((tmp_path / "out" / "generated").glob("*.png"))) == 5
-    run(flags.replace("--epochs 2", "--epochs 3"), data_path=tmp_path, output_dir=tmp_path / "out", resume=tmp_path / "out")
+    run(
+        flags.replace("--epochs 2", "--epochs 3"),
+        data_path=tmp_path,
+        output_dir=tmp_path / "out",
+        resume=tmp_path / "out",
+    )
 
 
-def test_pictures_are_scored_where_a_reference_is_given_or_lies_where_the_published_code_looks(
+def test_images_are_scored_where_a_reference_is_given_or_lies_where_the_published_code_looks(
     data, trained, tmp_path, monkeypatch, capsys, colour_network
 ):
     generate = f"{TINY} --evaluate_gen --num_images 6 --num_iter_list 4,16"
     run(generate + f" --fid_stats {data}/train", resume=trained, output_dir=tmp_path / "out")
     line, *table = capsys.readouterr().out.splitlines()[::-1]
-    figures, result = json.loads(line), json.loads((tmp_path / "out" / "generated" / "metrics.json").read_text())
+    figures, result = (
+        json.loads(line),
+        json.loads((tmp_path / "out" / "generated" / "metrics.json").read_text()),
+    )
     assert figures["fid"] == result["scores"]["fid"] > 0
     assert f"{figures['fid']:.2f}" in table[-2].split()
     assert result["generated"]["crop"] == "ADM, 8 px"
     assert list((tmp_path / "out" / "scores").glob("events.*"))
 
     run(generate, resume=trained, output_dir=tmp_path / "unscored")
-    assert "no --fid_stats: the pictures are not scored; get https" in capsys.readouterr().err
+    assert "no --fid_stats: the images are not scored; get https" in capsys.readouterr().err
     assert not (tmp_path / "unscored" / "generated" / "metrics.json").exists()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fid_stats").mkdir()
-    np.savez(tmp_path / "fid_stats" / "adm_in8_stats.npz", arr_0=random_levels(12, 8).permute(0, 2, 3, 1).numpy())
+    np.savez(
+        tmp_path / "fid_stats" / "adm_in8_stats.npz", arr_0=random_levels(12, 8).permute(0, 2, 3, 1).numpy()
+    )
     run(generate, resume=trained, output_dir=tmp_path / "unscored")
     assert json.loads((tmp_path / "unscored" / "generated" / "metrics.json").read_text())["scores"]["fid"] > 0
     missing = lambda: run(generate + " --fid_stats /nowhere.npz", resume=trained, output_dir=tmp_path / "new")  # noqa: E731
@@ -444,7 +509,7 @@ def test_pictures_are_scored_where_a_reference_is_given_or_lies_where_the_publis
     assert not (tmp_path / "new" / "generated").exists(), "said before anything is drawn"
 
 
-def test_online_evaluation_scores_its_pictures_at_their_step(data, tmp_path, colour_network):
+def test_online_evaluation_scores_its_images_at_their_step(data, tmp_path, colour_network):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     online = f"{TRAIN} --online_eval --num_images 6 --eval_freq 1 --fid_stats {data}/val"
@@ -452,5 +517,12 @@ def test_online_evaluation_scores_its_pictures_at_their_step(data, tmp_path, col
     events = EventAccumulator(str(tmp_path / "scores"))
     events.Reload()
     assert [event.step for event in events.Scalars("score/fid")] == [3, 6]
-    assert [r["note"].count("secs_per_image") for r in records(tmp_path) if r.get("note", "").startswith("pictures:")] == [1, 1]
-    assert json.loads((tmp_path / "generated-0000006" / "metrics.json").read_text())["reference"]["pictures"] == 6
+    assert [
+        r["note"].count("secs_per_image")
+        for r in records(tmp_path)
+        if r.get("note", "").startswith("images:")
+    ] == [1, 1]
+    assert (
+        json.loads((tmp_path / "generated-0000006" / "metrics.json").read_text())["reference"]["pictures"]
+        == 6
+    )

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import main_fractalgen
-from models import fractalgen, zoo
-from util.classes import find_class
+from models import fractalgen
+from models.hub import zoo
+from models.hub.classes import find_class
 from util.dist import World
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,8 +33,12 @@ def commands() -> list[str]:
     return [line.split(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-OURS = sorted({line for line in commands() if re.search(r"main_fractalgen\.py|python demo/|-m (models|util)\.", line)})
-OTHERS = r"^(make (demo|test)|curl|ADM=|trap|export|wait|pip install|pytest|python -m pytest|python tests/bench)"
+OURS = sorted(
+    {line for line in commands() if re.search(r"main_fractalgen\.py|python demo/|-m (models|util)\.", line)}
+)
+OTHERS = (
+    r"^(make (demo|test)|curl|ADM=|trap|export|wait|pip install|pytest|python -m pytest|python tests/bench)"
+)
 
 
 def test_there_is_no_other_kind_of_command():
@@ -70,9 +75,11 @@ def test_other_commands_are_understood_and_know_the_classes_they_name(command, m
     with pytest.raises(Parsed) as parsed:
         module.main()
     args = vars(parsed.value.args[0])
-    if args.get("model") == str(zoo.IN_THE_BOX):
-        model = json.loads((zoo.IN_THE_BOX / "config.json").read_text())
-        for said in [args["label"]] if args.get("label") else args["classes"] if words[at] == "demo/sample.py" else []:
+    if args.get("model") == str(zoo.BUNDLED):
+        model = json.loads((zoo.BUNDLED / "config.json").read_text())
+        for said in (
+            [args["label"]] if args.get("label") else args["classes"] if words[at] == "demo/sample.py" else []
+        ):
             find_class(said, model["class_names"], model["class_num"])
 
 
@@ -89,7 +96,9 @@ def test_snippets_are_python_and_name_what_exists():
 
 
 def test_files_that_it_names_are_there():
-    assert [path for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README) if not (ROOT / path).exists()] == []
+    assert [
+        path for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README) if not (ROOT / path).exists()
+    ] == []
     listing = next(block for block in blocks("") if "main_fractalgen.py" in block)
     listed = re.findall(r"^(\S+\.(?:py|ipynb))", listing, re.MULTILINE)
     assert [path for path in listed if not (ROOT / path).exists()] == []
@@ -99,4 +108,6 @@ def test_every_module_has_its_line():
     listing = next(block for block in blocks("") if "main_fractalgen.py" in block)
     modules = [path for folder in (".", "models", "util", "demo") for path in (ROOT / folder).glob("*.py")]
     begun = {line.split()[0] for line in listing.splitlines() if line}
-    assert [path for path in modules if path.stem != "__init__" and str(path.relative_to(ROOT)) not in begun] == []
+    assert [
+        path for path in modules if path.stem != "__init__" and str(path.relative_to(ROOT)) not in begun
+    ] == []

@@ -20,10 +20,10 @@ def run(data, out, flags: str, stop_after: int | None = None, monkeypatch=None) 
     if stop_after:
         step = Training.after_step
 
-        def told(self, epoch, pictures):
+        def told(self, epoch, images):
             if self.step + 1 == stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
-            step(self, epoch, pictures)
+            step(self, epoch, images)
 
         monkeypatch.setattr(Training, "after_step", told)
     paths = ["--data_path", str(data), "--output_dir", str(out), "--resume", str(out)]
@@ -47,7 +47,9 @@ def whole(data, tmp_path_factory):
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize("stop_after", [1, 4, 7])
-def test_stopped_after_any_step_a_run_ends_bit_for_bit_the_same(data, whole, tmp_path, monkeypatch, amp, stop_after):
+def test_stopped_after_any_step_a_run_ends_bit_for_bit_the_same(
+    data, whole, tmp_path, monkeypatch, amp, stop_after
+):
     run(data, tmp_path, f"{RUN} --amp {amp}", stop_after, monkeypatch)
     assert steps_saved(tmp_path) == stop_after
     run(data, tmp_path, f"{RUN} --amp {amp} --num_workers 2")  # the workers change nothing
@@ -66,7 +68,9 @@ def test_another_number_of_threads_is_said(data, tmp_path, monkeypatch, capsys):
     )
 
 
-def test_an_evaluation_that_was_cut_short_is_made_up_for_and_one_that_was_not_is_not_repeated(data, tmp_path, monkeypatch):
+def test_an_evaluation_that_was_cut_short_is_made_up_for_and_one_that_was_not_is_not_repeated(
+    data, tmp_path, monkeypatch
+):
     flags = f"{RUN} --amp off --epochs 1"
     evaluated, evaluate = [], main_fractalgen.Job.nll
 

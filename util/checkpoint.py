@@ -22,7 +22,7 @@ from torch import nn
 
 from util import weights
 from util.errors import UserError, one_line
-from util.files import remove_stale, sidecar, verify, whole, write_sidecar
+from util.files import atomic_write, remove_stale, sidecar, verify, write_sidecar
 
 NAME = "checkpoint-last.pth"
 NUMBERED = f"checkpoint-{8 * '[0-9]'}.pth"
@@ -52,7 +52,7 @@ def save(folder: Path, content: dict, keep_last: int = 2) -> Path:
     Raises OSError where the disk does not take it; what was there is then as it was.
     """
     path = folder / f"checkpoint-{content['step']:08d}.pth"
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         with open(temporary, "wb") as file:
             hashing = _Hashing(file)
             try:
@@ -64,7 +64,7 @@ def save(folder: Path, content: dict, keep_last: int = 2) -> Path:
         with suppress(OSError):
             old.unlink()
             sidecar(old).unlink(missing_ok=True)
-    with whole(folder / NAME) as temporary:
+    with atomic_write(folder / NAME) as temporary:
         try:
             os.link(path, temporary)
         except OSError:  # a file system without links
@@ -98,7 +98,9 @@ def candidates(path: Path) -> list[Path]:
         return others or [path]
     if any(other.samefile(path) for other in others):
         return [path, *(other for other in others if not other.samefile(path))]
-    return sorted([path, *others], key=lambda file: file.stat().st_mtime_ns, reverse=True)  # no links: it may be older
+    return sorted(
+        [path, *others], key=lambda file: file.stat().st_mtime_ns, reverse=True
+    )  # no links: it may be older
 
 
 def exists(path: Path) -> bool:
@@ -136,7 +138,9 @@ def load(path: Path, *, mmap: bool = False) -> dict:
     try:
         content = torch.load(path, map_location=lambda storage, _: storage, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "nsupported" in line), "not a pickle of weights")
+        reason = next(
+            (line for line in str(error).splitlines() if "nsupported" in line), "not a pickle of weights"
+        )
         raise UserError(
             f"{path}: refused, it is damaged or holds more than weights ({one_line(reason.split('. Please')[0])})"
         ) from error
@@ -161,7 +165,9 @@ def load_weights(model: nn.Module, weights: dict, path: Path) -> None:
         ]),
     ]  # fmt: skip
     parts = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})" for what, names in differences if names
+        f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for what, names in differences
+        if names
     ]
     if parts:
         raise UserError(f"{path}: weights of another model: {'; '.join(parts)}")

@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def center_crop_arr(pil_image: Image.Image, image_size: int) -> Image.Image:
-    """Picture of any size -> its centre, `image_size` pixels square.
+    """Image of any size -> its centre, `image_size` pixels square.
 
     Halves with a box filter while the short side is at least twice the target, then bicubic to the target, then crops.
     """
@@ -23,7 +23,7 @@ def center_crop_arr(pil_image: Image.Image, image_size: int) -> Image.Image:
 def fast_center_crop(image: Image.Image, image_size: int) -> torch.Tensor:
     """The same in about half of the time -> uint8 (3, image_size, image_size), with other pixels.
 
-    For RGB pictures that `open_rgb` has read with `at_least` twice the target. torch's kernel resizes last.
+    For RGB images that `open_rgb` has read with `at_least` twice the target. torch's kernel resizes last.
     Where nothing is halved, pixels differ by 2 levels at most, and hardly any; else the cut may lie a pixel elsewhere.
     """
     while min(image.size) >= 2 * image_size:

@@ -36,7 +36,9 @@ def from_environment(on_itp: bool = False, world_size: int = 1, rank: int = -1) 
     if all(name in os.environ for name in names):
         return World(*(int(os.environ[name]) for name in names))
     if on_itp or (world_size > 1 and not 0 <= rank < world_size):
-        raise UserError(f"--dist_on_itp needs {', '.join(names)}; --world_size above 1 needs torchrun or --local_rank")
+        raise UserError(
+            f"--dist_on_itp needs {', '.join(names)}; --world_size above 1 needs torchrun or --local_rank"
+        )
     return World(max(rank, 0), world_size, max(rank, 0)) if world_size > 1 else World()
 
 
@@ -145,7 +147,10 @@ def on_main(world: World, function: Callable[[], T]) -> T:
 
 def job() -> dict[str, str | None]:
     """What this job's processes are known by, the same before and after torchrun's restart."""
-    return {"run_id": os.environ.get("TORCHELASTIC_RUN_ID"), "parent": f"{socket.gethostname()}:{os.getppid()}"}
+    return {
+        "run_id": os.environ.get("TORCHELASTIC_RUN_ID"),
+        "parent": f"{socket.gethostname()}:{os.getppid()}",
+    }
 
 
 def barrier() -> None:

@@ -16,9 +16,13 @@ from tqdm import tqdm
 from util import checkpoint
 from util.checkpoint import NAME
 from util.errors import UserError, one_line
-from util.files import sha256, whole
+from util.files import atomic_write, sha256
 
-TRIES, PAUSE, TIMEOUT = 5, 2.0, 60.0  # tries without progress; seconds between two, and until a silent server is given up
+TRIES, PAUSE, TIMEOUT = (
+    5,
+    2.0,
+    60.0,
+)  # tries without progress; seconds between two, and until a silent server is given up
 CHUNK = 1 << 20
 
 
@@ -63,7 +67,11 @@ def download(name: str, overwrite: bool = False, folder: str | Path = "pretraine
         try:
             fetch(published.url, part, published.size)
         except (URLError, HTTPException, OSError) as error:
-            kept = f"{_size(part)} bytes are kept and the next call goes on from there; or " if _version(part).exists() else ""
+            kept = (
+                f"{_size(part)} bytes are kept and the next call goes on from there; or "
+                if _version(part).exists()
+                else ""
+            )
             raise UserError(
                 f"{published.url}: cannot be fetched ({one_line(error)}); {kept}fetch it by other means as {path}"
             ) from error
@@ -72,7 +80,7 @@ def download(name: str, overwrite: bool = False, folder: str | Path = "pretraine
         except UserError:
             _forget(part)
             raise
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             part.replace(temporary)
         _forget(part)
     return path
@@ -106,7 +114,9 @@ def _receive(url: str, part: Path, size: int | None) -> None:
     version = _version(part)
     have, tag = (_size(part), version.read_text()) if version.exists() else (0, "")
     headers = {"Range": f"bytes={have}-", "If-Range": tag} if have else {}
-    with urlopen(Request(url, headers={"Accept-Encoding": "identity", **headers}), timeout=TIMEOUT) as response:
+    with urlopen(
+        Request(url, headers={"Accept-Encoding": "identity", **headers}), timeout=TIMEOUT
+    ) as response:
         if response.headers.get_content_type() == "text/html":
             raise HTTPException("a web page came instead of the file")
         if response.status == 206:

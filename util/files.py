@@ -12,7 +12,7 @@ from util.errors import UserError
 
 
 @contextmanager
-def whole(path: Path, durable: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary path beside `path` to write to; at the end it is renamed: `path` is the old file or the new one, never a
     part, also when the process is killed; and, if `durable`, on the disk before, for when the power fails."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -32,7 +32,7 @@ def whole(path: Path, durable: bool = True) -> Iterator[Path]:
 def write_json(path: Path, content) -> None:
     """Raises UserError where it cannot be written."""
     try:
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
@@ -63,7 +63,7 @@ def sidecar(path: Path) -> Path:
 def write_sidecar(path: Path, digest: str) -> None:
     """To be called before `path` gets its name: where it is there already, its hash stays in a second line, true until then."""
     before = sidecar(path).read_text().partition("\n")[0] if path.exists() and sidecar(path).exists() else ""
-    with whole(sidecar(path)) as temporary:
+    with atomic_write(sidecar(path)) as temporary:
         temporary.write_text(f"{digest}  {path.name}\n{before}")
 
 

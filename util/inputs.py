@@ -1,6 +1,6 @@
-"""Pictures and masks of users -> tensors, or one line that says what is wrong with them.
+"""Images and masks of users -> tensors, or one line that says what is wrong with them.
 
-Letters: B pictures, H and W in pixels.
+Letters: B images, H and W in pixels.
 """
 
 import warnings
@@ -15,14 +15,23 @@ from torch import Tensor
 from util.errors import UserError, one_line
 
 MAX_PIXELS = 64 * 2**20
-EXACT_MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "RGBX")  # whose colours have an exact RGB, where they are opaque
+EXACT_MODES = (
+    "1",
+    "L",
+    "P",
+    "RGB",
+    "LA",
+    "PA",
+    "RGBA",
+    "RGBX",
+)  # whose colours have an exact RGB, where they are opaque
 
 
 def open_exact(path: str | Path) -> Image.Image:
-    """A picture file of any size up to 64 Mi pixels -> RGB, its pixels as they are in the file.
+    """An image file of any size up to 64 Mi pixels -> RGB, its pixels as they are in the file.
 
     Unlike the reader of training data it changes nothing, so that a known pixel means something: animated, transparent and
-    16-bit pictures, and CMYK, are errors. Raises UserError that names the file.
+    16-bit images, and CMYK, are errors. Raises UserError that names the file.
     """
     try:
         with warnings.catch_warnings():
@@ -30,30 +39,34 @@ def open_exact(path: str | Path) -> Image.Image:
             opened = Image.open(path)
         with opened as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{image.width} x {image.height} pixels are too many; make it smaller than 64 Mi pixels")
+                raise UserError(
+                    f"{image.width} x {image.height} pixels are too many; make it smaller than 64 Mi pixels"
+                )
             if any(";16" in str(tile[3]) for tile in image.tile):  # Pillow would halve the bits of colours
-                raise UserError("a 16-bit picture; make it one of 8 bits a channel first")
+                raise UserError("a 16-bit image; make it one of 8 bits a channel first")
             image.load()
             return exact_rgb(image)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # on a damaged file Pillow's readers raise whatever they stumble over
-        raise UserError(f"{path}: cannot be read as a picture ({one_line(error)})") from error
+        raise UserError(f"{path}: cannot be read as an image ({one_line(error)})") from error
 
 
 def exact_rgb(image: Image.Image) -> Image.Image:
-    """A Pillow picture -> RGB with the same colours. UserError for one that has other than 8-bit opaque still pixels."""
+    """A Pillow image -> RGB with the same colours. UserError for one that has other than 8-bit opaque still pixels."""
     if getattr(image, "n_frames", 1) > 1:
-        raise UserError(f"an animated picture of {image.n_frames} frames; take out one, for instance with image.seek and copy")
+        raise UserError(
+            f"an animated image of {image.n_frames} frames; take out one, for instance with image.seek and copy"
+        )
     if image.mode not in EXACT_MODES:
-        raise UserError(f"a picture of mode {image.mode}; convert it to RGB first")
+        raise UserError(f"an image of mode {image.mode}; convert it to RGB first")
     if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-        raise UserError("a transparent picture; lay it over a background first")
+        raise UserError("a transparent image; lay it over a background first")
     return image.convert("RGB")
 
 
 def to_batch(images, channels: Sequence[int], what: str) -> Tensor:
-    """A picture or several, as PIL, NumPy (H, W, C) or torch (C, H, W) -> a tensor (B, C, H, W) of their own dtype.
+    """An image or several, as PIL, NumPy (H, W, C) or torch (C, H, W) -> a tensor (B, C, H, W) of their own dtype.
 
     `channels` are the numbers of channels that may be meant; an array or tensor without such an axis gets one of length 1.
     """
@@ -63,7 +76,7 @@ def to_batch(images, channels: Sequence[int], what: str) -> Tensor:
         batch = [to_batch(one, channels, what) for one in images]
         if len({one.shape[1:] for one in batch}) > 1:
             sizes = ", ".join(sorted({f"{one.shape[3]} x {one.shape[2]}" for one in batch}))
-            raise UserError(f"{what}: pictures of different sizes, {sizes}; all in a batch must be alike")
+            raise UserError(f"{what}: images of different sizes, {sizes}; all in a batch must be alike")
         return torch.cat(batch)
     if isinstance(images, Image.Image):
         images = np.asarray(images)
@@ -82,18 +95,22 @@ def to_batch(images, channels: Sequence[int], what: str) -> Tensor:
         if 1 in channels and (tensor.dim() < 3 or tensor.shape[-3] != 1):
             tensor = tensor.unsqueeze(-3)
     else:
-        raise UserError(f"{what} must be a PIL picture, an array or a tensor, or a list of them, got {type(images).__name__}")
+        raise UserError(
+            f"{what} must be a PIL image, an array or a tensor, or a list of them, got {type(images).__name__}"
+        )
     tensor = tensor if tensor.dim() == 4 else tensor[None]
     if tensor.dim() != 4 or tensor.shape[1] not in channels or not tensor.numel():
         wanted = " or ".join(map(str, channels))
         raise UserError(
             f"{what} of shape {tuple(images.shape)}; it must have {wanted} channels, NumPy's last and torch's first"
         )
-    return tensor.long() if tensor.dtype in (torch.uint16, torch.uint32) else tensor  # torch cannot compare these
+    return (
+        tensor.long() if tensor.dtype in (torch.uint16, torch.uint32) else tensor
+    )  # torch cannot compare these
 
 
-def to_level_batch(images, side: int | None = None) -> Tensor:
-    """Pictures: PIL, NumPy (B, H, W, 3) or torch (B, 3, H, W), with or without B; levels 0..255 in any integer dtype, or floats
+def to_value_batch(images, side: int | None = None) -> Tensor:
+    """Images: PIL, NumPy (B, H, W, 3) or torch (B, 3, H, W), with or without B; levels 0..255 in any integer dtype, or floats
     0..1, which are rounded to the nearest 255th -> uint8 (B, 3, H, W) on their device. `side`: what H and W must be.
     Raises UserError."""
     if isinstance(images, Image.Image):
@@ -104,7 +121,9 @@ def to_level_batch(images, side: int | None = None) -> Tensor:
     low, high = tensor.min().item(), tensor.max().item()
     top = 1 if tensor.is_floating_point() else 255
     if not (low >= 0 and high <= top) or tensor.dtype == torch.bool:
-        raise UserError(f"image has {tensor.dtype} values from {low:g} to {high:g}; give integers 0 to 255, or floats 0 to 1")
+        raise UserError(
+            f"image has {tensor.dtype} values from {low:g} to {high:g}; give integers 0 to 255, or floats 0 to 1"
+        )
     height, width = tensor.shape[2:]
     if side is not None and (height, width) != (side, side):
         raise UserError(
@@ -123,7 +142,9 @@ def to_mask_batch(masks, size: tuple[int, int]) -> Tensor:
     tensor = to_batch(masks, (1,), "mask")[:, 0].cpu()
     if tuple(tensor.shape[1:]) != tuple(size):
         height, width = tensor.shape[1:]
-        raise UserError(f"mask of {width} x {height} pixels for a picture of {size[1]} x {size[0]}; they must be of one size")
+        raise UserError(
+            f"mask of {width} x {height} pixels for an image of {size[1]} x {size[0]}; they must be of one size"
+        )
     white = 255 if tensor.max() > 1 else 1
     if not ((tensor == 0) | (tensor == white)).all():
         odd = tensor[(tensor != 0) & (tensor != white)][0].item()

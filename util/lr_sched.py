@@ -5,7 +5,9 @@ import math
 SCHEDULES = ("cosine", "constant")
 
 
-def learning_rate(epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, epochs: float, schedule: str) -> float:
+def learning_rate(
+    epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, epochs: float, schedule: str
+) -> float:
     """The rate at `epoch` (fractional, from 0 to `epochs`)."""
     if epoch < warmup_epochs:
         return lr * epoch / warmup_epochs

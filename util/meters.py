@@ -26,7 +26,7 @@ def printable(line: str) -> str:
 class RunLog:
     """Log of one run in `folder`; on any process but the main one, all calls do nothing.
 
-    log.txt gets a JSON line a record; TensorBoard its numbers and pictures. A terminal shows a bar with loss and ETA; without
+    log.txt gets a JSON line a record; TensorBoard its numbers and images. A terminal shows a bar with loss and ETA; without
     one, records are printed as plain lines. Where the disk takes no more, training goes on without the figures.
     """
 
@@ -44,7 +44,9 @@ class RunLog:
         """The bar runs over all epochs, so that its ETA is that of the run."""
         if self.enabled and self.terminal:
             if self.bar is None:
-                self.bar = tqdm(total=epochs * steps, initial=epoch * steps + first, unit="step", dynamic_ncols=True)
+                self.bar = tqdm(
+                    total=epochs * steps, initial=epoch * steps + first, unit="step", dynamic_ncols=True
+                )
             self.bar.set_description(f"epoch {epoch + 1}/{epochs}")
 
     def step(self) -> None:
@@ -72,13 +74,13 @@ class RunLog:
         lines = (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
         return any(line.startswith(f'{{"step": {step}, ') and f'"{name}"' in line for line in lines)
 
-    def picture(self, step: int, name: str, picture) -> None:
-        """An RGB Pillow picture, also as <name>-<step>.png."""
+    def image(self, step: int, name: str, image) -> None:
+        """An RGB Pillow image, also as <name>-<step>.png."""
         if self.enabled:
             with self.though_the_disk_be_full():
                 if self.writer:
-                    self.writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
-                picture.save(self.folder / f"{name}-{step:07d}.png")
+                    self.writer.add_image(name, np.asarray(image), step, dataformats="HWC")
+                image.save(self.folder / f"{name}-{step:07d}.png")
 
     @contextmanager
     def though_the_disk_be_full(self) -> Iterator[None]:
@@ -120,19 +122,21 @@ class Window:
     """Means of the loss and its terms since the last record, over the batches where the loss was finite, on the device."""
 
     def __init__(self, device: torch.device):
-        self.names, self.sum, self.pictures = (), torch.zeros((), device=device), 0
+        self.names, self.sum, self.images = (), torch.zeros((), device=device), 0
 
-    def add(self, loss: Tensor, terms: Sequence, pictures: int) -> None:
-        """A batch: its loss, the loss's terms (with `name` and `loss`), and its number of pictures."""
+    def add(self, loss: Tensor, terms: Sequence, images: int) -> None:
+        """A batch: its loss, the loss's terms (with `name` and `loss`), and its number of images."""
         self.names = ("loss", *(f"loss_{term.name}" for term in terms))
         values = torch.stack([torch.ones_like(loss), loss, *(term.loss for term in terms)]).detach().float()
         self.sum = self.sum + torch.where(loss.isfinite(), values, 0.0)
-        self.pictures += pictures
+        self.images += images
 
     def read(self) -> dict[str, float]:
         """Means over the window and over all processes; nan where there was nothing finite."""
         count, *sums = dist.mean(self.sum).tolist()
-        return {name: total / count if count else math.nan for name, total in zip(self.names, sums, strict=True)}
+        return {
+            name: total / count if count else math.nan for name, total in zip(self.names, sums, strict=True)
+        }
 
 
 class BadSteps:
@@ -140,7 +144,9 @@ class BadSteps:
 
     def __init__(self, device: torch.device):
         # in all, in a row up to now, most in a row, first of those
-        self.total, self.row, self.most, self.where = torch.zeros(4, dtype=torch.int64, device=device).unbind()
+        self.total, self.row, self.most, self.where = torch.zeros(
+            4, dtype=torch.int64, device=device
+        ).unbind()
 
     def note(self, grad_norm: Tensor, step: int) -> None:
         bad = ~grad_norm.isfinite()
@@ -173,4 +179,6 @@ class PeakMemory:
             return torch.accelerator.max_memory_allocated(self.device) / 2**30
         import resource  # which Windows lacks
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+            2**30 if sys.platform == "darwin" else 2**20
+        )

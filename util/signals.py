@@ -16,7 +16,7 @@ IMPATIENT = 2.0  # seconds; a Ctrl-C later than this after another means at once
 
 
 class Interrupted(BaseException):
-    """Raised where a run ends because it was told to. Nobody's `except Exception` shall take it for a bad picture."""
+    """Raised where a run ends because it was told to. Nobody's `except Exception` shall take it for a bad image."""
 
 
 class Interrupt:
@@ -34,7 +34,9 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         self.before = {}
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody handle signals
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # elsewhere Python lets nobody handle signals
             self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 

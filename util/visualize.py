@@ -1,4 +1,4 @@
-"""Showing pictures: sheets as PNG, maps of numbers, and the canvas as it grows in a notebook."""
+"""Showing images: sheets as PNG, maps of numbers, and the canvas as it grows in a notebook."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,16 +9,18 @@ from torch import Tensor
 from util.pixels import to_pil
 
 
-def make_sheet(pictures: Sequence[Image.Image], columns: int, zoom: int = 1, row_labels: Sequence[str] = ()) -> Image.Image:
-    """Pictures of one size, row by row -> one RGB sheet, each enlarged `zoom` times without smoothing."""
-    width, height = (side * zoom for side in pictures[0].size)
+def make_sheet(
+    images: Sequence[Image.Image], columns: int, zoom: int = 1, row_labels: Sequence[str] = ()
+) -> Image.Image:
+    """Images of one size, row by row -> one RGB sheet, each enlarged `zoom` times without smoothing."""
+    width, height = (side * zoom for side in images[0].size)
     gap, margin = max(2, zoom), 8 + max((7 * len(label) for label in row_labels), default=-8)
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (margin + columns * (width + gap), rows * (height + gap)), "white")
     draw = ImageDraw.Draw(sheet)
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         row, column = divmod(number, columns)
-        enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
+        enlarged = image.resize((width, height), Image.Resampling.NEAREST)
         sheet.paste(enlarged, (margin + column * (width + gap), row * (height + gap)))
     for row, label in enumerate(row_labels):
         draw.text((4, row * (height + gap) + height // 2 - 6), label, fill="black")
@@ -28,14 +30,14 @@ def make_sheet(pictures: Sequence[Image.Image], columns: int, zoom: int = 1, row
 CHANNELS = ((200, 40, 40), (40, 150, 40), (50, 80, 210))
 
 
-def enlarge(picture: Image.Image, side: int = 256) -> Image.Image:
+def enlarge(image: Image.Image, side: int = 256) -> Image.Image:
     """To at least `side` pixels, each a square."""
-    zoom = max(1, -(-side // picture.width))
-    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+    zoom = max(1, -(-side // image.width))
+    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
 def heat_map(values, high: float | None = None, low: float = 0.0, colours: str = "inferno") -> Image.Image:
-    """Numbers (H, W) on the host -> an RGB picture of that size; `colours` is a colour map of matplotlib, from `low` to `high`
+    """Numbers (H, W) on the host -> an RGB image of that size; `colours` is a colour map of matplotlib, from `low` to `high`
     (default: the largest)."""
     from matplotlib import colormaps
 
@@ -45,10 +47,12 @@ def heat_map(values, high: float | None = None, low: float = 0.0, colours: str =
     return Image.fromarray(colormaps[colours](share, bytes=True)[..., :3])
 
 
-def outline(picture: Image.Image, boxes: Sequence[tuple[tuple[int, int, int], str]], side: int = 256) -> Image.Image:
-    """`enlarge`, with boxes (x, y, side) in pixels of the picture drawn in colours; the last ones lie on top."""
-    sheet = enlarge(picture, side)
-    zoom, draw = sheet.width // picture.width, ImageDraw.Draw(sheet)
+def outline(
+    image: Image.Image, boxes: Sequence[tuple[tuple[int, int, int], str]], side: int = 256
+) -> Image.Image:
+    """`enlarge`, with boxes (x, y, side) in pixels of the image drawn in colours; the last ones lie on top."""
+    sheet = enlarge(image, side)
+    zoom, draw = sheet.width // image.width, ImageDraw.Draw(sheet)
     for (x, y, size), colour in boxes:
         corners = (x * zoom, y * zoom, (x + size) * zoom - 1, (y + size) * zoom - 1)
         draw.rectangle(corners, outline=colour, width=max(2, min(4, size * zoom // 6)))
@@ -84,8 +88,8 @@ class NotebookCanvas:
             return
         from IPython.display import display
 
-        pictures = to_pil(canvas)
-        sheet = make_sheet(pictures, columns=min(8, len(pictures)), zoom=max(1, 256 // pictures[0].width))
+        images = to_pil(canvas)
+        sheet = make_sheet(images, columns=min(8, len(images)), zoom=max(1, 256 // images[0].width))
         if self.handle is None:
             self.handle = display(sheet, display_id=True)
         else:

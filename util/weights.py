@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from util.errors import UserError, one_line
-from util.files import sha256, verify, whole, write_sidecar
+from util.files import atomic_write, sha256, verify, write_sidecar
 
 NAME = "model.safetensors"  # as the Hugging Face hub names it
 SUFFIX = ".safetensors"
@@ -16,10 +16,16 @@ SUFFIX = ".safetensors"
 
 def save(path: Path, weights: dict[str, Tensor]) -> None:
     """Writes a safetensors file, whole or not at all, and its SHA-256 beside it."""
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # as the umask says; save_file renames a file that only its owner may read
-        save_file({name: value.contiguous() for name, value in weights.items()}, temporary, metadata={"format": "pt"})
+        mode = (
+            temporary.stat().st_mode
+        )  # as the umask says; save_file renames a file that only its owner may read
+        save_file(
+            {name: value.contiguous() for name, value in weights.items()},
+            temporary,
+            metadata={"format": "pt"},
+        )
         temporary.chmod(mode)
         write_sidecar(path, sha256(temporary))
 
@@ -32,7 +38,9 @@ def load(path: Path) -> dict[str, Tensor]:
     try:
         weights = load_file(path)
     except Exception as error:  # safetensors' own class and whatever else a hostile header makes it raise
-        raise UserError(f"{path}: cannot be read, it is damaged or no safetensors file ({one_line(error)})") from error
+        raise UserError(
+            f"{path}: cannot be read, it is damaged or no safetensors file ({one_line(error)})"
+        ) from error
     return plain(weights, path)
 
 

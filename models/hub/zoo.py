@@ -1,0 +1,53 @@
+"""A model by whatever name: its folder, its id on the hub, or the name of a published one."""
+
+from pathlib import Path
+
+import torch
+
+from models import fractalgen
+from models.fractalgen import FractalGen
+from models.hub.classes import imagenet_names
+from util import checkpoint, dist, download
+from util.errors import UserError
+
+BUNDLED = Path(__file__).resolve().parents[2] / "demo" / "emoji_model"
+
+
+def load(name: str | Path = BUNDLED, device: str | torch.device | None = None) -> FractalGen:
+    """The model `name`, in eval mode, on `device` (default: the accelerator that torch finds, else the CPU).
+
+    name  a folder that `save_pretrained` wrote; one of download.FILES, whose weights are fetched unless they are there, with
+          ImageNet's class names; else an id on the hub
+
+    Raises UserError where that gives no model.
+    """
+    device = find_device(device)
+    if str(name) in download.FILES and not Path(name).is_dir():
+        path = download.download(str(name))
+        model = fractalgen.build(str(name))
+        checkpoint.load_weights(model, checkpoint.load(path, mmap=True)["model"], path)
+        model.class_names = imagenet_names()
+        return model.eval().to(device)
+    if Path(name) == BUNDLED and not BUNDLED.is_dir():
+        raise UserError(
+            f"{BUNDLED}: no such folder; give a model's folder, its id on the hub, or {', '.join(download.FILES)}"
+        )
+    return FractalGen.from_pretrained(name, map_location=device)
+
+
+def load_or_bundled(name: str | Path) -> tuple[FractalGen, str]:
+    """`load`, but where a published model is asked for without an accelerator or its weights cannot be had, the model in the
+    box; and a sentence that says which."""
+    try:
+        if str(name) in download.FILES and find_device().type == "cpu":
+            raise UserError(f"{name} wants a GPU")
+        return load(name), f"This is {name}."
+    except UserError as error:
+        if str(name) not in download.FILES:
+            raise
+        return load(BUNDLED), f"This is the bundled model, since: {error}."
+
+
+def find_device(device: str | torch.device | None = None) -> torch.device:
+    """The device, or the one that torch finds. Raises UserError for one that is not there."""
+    return dist.pick_device(None if device is None else str(device), dist.World())

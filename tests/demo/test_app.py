@@ -1,0 +1,411 @@
+"""The page: its logic, and all of it in headless Chromium, where what is downloaded is held against the pixels that were known."""
+
+import io
+import shutil
+import socket
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from live import Stopped, watch
+from PIL import Image
+
+from conftest import opinionated, random_levels, tiny_model
+from util.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
+import app
+import app_logic as logic
+
+NAMES = ("face", "<b>heart</b>", "hand", "cat")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+WAIT = 60_000  # ms
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = opinionated(tiny_model("guided"))
+    model.class_names = NAMES
+    return model
+
+
+def image(seed: int = 0, side: int = 8) -> Image.Image:
+    return Image.fromarray(random_levels(1, side, seed)[0].permute(1, 2, 0).numpy())
+
+
+def layer(side: int, rows: slice, columns: slice) -> np.ndarray:
+    painted = np.zeros((side, side, 4), np.uint8)
+    painted[rows, columns] = (255, 45, 149, 255)
+    return painted
+
+
+def test_what_is_painted_and_what_is_boxed():
+    mask = logic.region(
+        False, (), [layer(80, slice(20, 40), slice(10, 43)), layer(80, slice(0, 3), slice(0, 80))], 8
+    )
+    expected = np.zeros((8, 8), bool)
+    expected[2:4, 1:4] = True  # the last column up to 3 of 10: not a third of its square, so 4 is not in
+    assert (mask == expected).all()
+    assert logic.region(True, (1, 2, 3, 4), [], 8).sum() == 12
+    for arguments in ((False, (), []), (True, (1, None, 3, 4), []), (True, (7, 7, 3, 3), [])):
+        with pytest.raises(UserError):
+            logic.region(*arguments, 8)
+
+
+def test_uploads_keep_pixels_where_they_can(tmp_path):
+    for side in (5, 8, 30):
+        image(side=side).save(tmp_path / f"{side}.png")
+    small, exact, large = (logic.upload(tmp_path / f"{side}.png", 8)[0] for side in (5, 8, 30))
+    assert (np.asarray(small.image) == np.asarray(image(side=5))).all()
+    assert (np.asarray(exact.image) == np.asarray(image())).all()
+    assert large.image.size == (8, 8)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"bad\.png"):
+        logic.upload(tmp_path / "bad.png", 8)
+
+
+def test_downloads_are_png_to_the_bit(tmp_path):
+    one = logic.save_download([image()], tmp_path)
+    assert Image.open(one).format == "PNG"
+    assert (np.asarray(Image.open(one)) == np.asarray(image())).all()
+    with zipfile.ZipFile(logic.save_download([image(0), image(1)], tmp_path)) as archive:
+        second = Image.open(io.BytesIO(archive.read("0001.png")))
+    assert (np.asarray(second) == np.asarray(image(1))).all()
+
+
+def test_settings_out_of_range_are_named(model):
+    good = dict(seed=1, guidance=2.0, temperature=1.0, steps=(4, 4), labelled=True)
+    assert logic.check_settings(model, **good)["num_inference_steps"] == (4, 4)
+    bad = {
+        "seed": (None, -1, 0.5, 2**60, float("inf"), float("nan"), "x", [1]),
+        "guidance": (0.5, None, float("inf")),
+        "temperature": (0, None, float("nan"), "x"),
+        "steps": ((4,), (0, 4), (None, 4), (float("inf"), 4)),
+    }
+    for name, values in bad.items():
+        for value in values:
+            with pytest.raises(UserError):
+                logic.check_settings(model, **{**good, name: value})
+    for number in (0, 17, None, "many", float("inf"), float("nan"), [2]):
+        with pytest.raises(UserError, match="the number of images must be a whole number from 1 to 16"):
+            logic.check_number(number, 1, 16, "the number of images")
+    assert logic.check_number(4.0, 1, 16, "the number of images") == 4
+    with pytest.raises(UserError, match="class"):
+        logic.to_label([1], 4)
+    assert [logic.to_label(said, 4) for said in (-1, None, 3)] == [None, None, 3]
+
+
+def test_what_cannot_be_worked_on_is_said(model):
+    with pytest.raises(UserError, match="no image yet"):
+        logic.check_chosen(None, 8)
+    with pytest.raises(UserError, match="smaller than 8 x 8: in Edit"):
+        logic.check_chosen(logic.Chosen(image(side=5), "an image"), 8)
+    settings = logic.check_settings(model, 3, 2.0, 1.0, (5, 4), True)
+    with pytest.raises(UserError, match="nothing to repaint"):
+        logic.redraw(model, image(), np.zeros((8, 8), bool), 1, 1, settings)
+
+
+def test_too_little_memory_is_a_message_and_other_errors_are_not_hidden():
+    gradio = pytest.importorskip("gradio", reason="pip install -e '.[app]'")
+    from app_page import spoken
+
+    @spoken
+    def fail(error):
+        raise error
+
+    for error in (
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+        torch.OutOfMemoryError(),
+    ):
+        with pytest.raises(gradio.Error, match="not enough memory"):
+            fail(error)
+    with pytest.raises(RuntimeError, match="a fault"):
+        fail(RuntimeError("a fault"))
+
+
+def test_new_dice_for_one_level_keep_the_other_levels_dice(model):
+    settings = logic.check_settings(model, 3, 2.0, 1.0, (5, 4), True)
+    *_, (_, first) = logic.draw(model, 1, 3, settings)
+    chosen = logic.Chosen(first[2], "an image", 1, 2, settings, generated=True)
+    same = logic.with_new_dice(model, chosen, 1, 3)
+    *_, (_, again) = logic.draw(model, 1, 1, same, chosen.index)
+    assert (np.asarray(again[0]) == np.asarray(first[2])).all()
+    other = logic.with_new_dice(model, chosen, 1, 4)
+    assert other["seed"] == [3, 4]
+    *_, (_, (changed,)) = logic.draw(model, 1, 1, other, chosen.index)
+    assert (np.asarray(changed) != np.asarray(first[2])).any()
+    twice = logic.with_new_dice(model, logic.Chosen(changed, "an image", 1, 2, other, generated=True), 0, 9)
+    assert twice["seed"] == [9, 4]
+    assert [level for _, level in logic.choices_of_levels(model)] == [0, 1]
+
+
+def test_likelihood_and_posterior_are_the_models_own(model):
+    chosen = logic.Chosen(image(), "an image")
+    bits = -model.log_likelihood(chosen.image, 1, num_orders=2, progress_bar=False).bits.item()
+    shown = logic.likelihood(model, chosen, 1, 2)
+    assert f"{bits:.1f} bits, {bits / 192:.4f} bits per dimension" in shown
+    assert "&lt;b&gt;heart" in shown
+    assert "<b>heart" not in shown
+    shares = logic.posterior(model, chosen, [0, 2], 2, most=4)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["hand (2)"] == pytest.approx(
+        model.classify(chosen.image, [0, 2], num_orders=2, progress_bar=False)[0, 1].item()
+    )
+    with pytest.raises(UserError, match="2 to 4 classes"):
+        logic.posterior(model, chosen, [0], 2, most=4)
+
+
+def test_looking_inside_shows_each_level_and_softmax(model):
+    inside, shown = logic.look(model, logic.Chosen(image(), "an image", 1), (5, 2))
+    assert len(inside.places) == 2
+    assert shown.count("<img") == 2 + 2 + 2  # levels; softmaxes of guiding pixel and pixel; their maps
+    assert logic.NO_ORDER in shown
+    generated = logic.Chosen(
+        image(), "an image", 1, 0, logic.check_settings(model, 3, 2.0, 1.0, (5, 4), True), True
+    )
+    assert logic.NO_ORDER not in logic.look(model, generated, (5, 2))[1]
+    assert logic.choices_of_patches(model, (5, 2))[1:] == [
+        ("the 2 x 2 patch of level 0", (4, 2, 2)),
+        ("the pixel", (5, 2, 1)),
+    ]
+
+
+def test_watching_yields_each_step_then_the_result_and_ends_the_work_when_nobody_watches(model):
+    settings = logic.check_settings(model, 3, 2.0, 1.0, (5, 4), True)
+    events = list(logic.draw(model, 1, 2, settings))
+    assert [kind for kind, _ in events[-2:]] == ["step", "result"]
+    assert sorted({told[0] for kind, told in events if kind == "step"}) == list(range(5))
+    assert len(events) > 2 * 5  # the steps of level 1 too
+    own = model.generate([1, 1], **settings, output_type="np")
+    assert (np.stack([np.asarray(image) for image in events[-1][1]]) == own).all()
+
+    ended = []
+
+    def work(callback):
+        try:
+            while True:
+                callback(1)
+                time.sleep(1e-3)
+        except Stopped:
+            ended.append(threading.current_thread())
+            raise
+
+    watched = watch(work)
+    next(watched)
+    watched.close()
+    assert len(ended) == 1
+    assert not ended[0].is_alive()
+    with pytest.raises(ZeroDivisionError):
+        list(watch(lambda callback: 1 / 0))
+
+
+def test_the_address_is_local_and_what_is_bounded_is_said(capsys):
+    args = app.get_parser().parse_args([])
+    assert (args.host, args.max_batch, args.max_upload) == ("127.0.0.1", 16, "8mb")
+    for flags in ("--model /nowhere/at/all", "--max_batch 0"):
+        with pytest.raises(SystemExit):
+            app.main(flags.split())
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def address(model, tmp_path_factory):
+    """The page, served in a thread."""
+    pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    pytest.importorskip("gradio", reason="pip install -e '.[app]'")
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    model.save_pretrained(folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    blocks = app.launch(
+        app.get_parser().parse_args(["--model", str(folder), "--device", "cpu", "--port", str(port)]),
+        wait=False,
+    )
+    yield f"http://127.0.0.1:{port}"
+    blocks.close()
+
+
+@pytest.fixture
+def browser(address):
+    playwright = sys.modules["playwright.sync_api"]
+    with playwright.sync_playwright() as api:
+        path = CHROMIUM or api.chromium.executable_path
+        if not Path(path).exists():
+            pytest.skip("no Chromium: apt-get install chromium, or playwright install chromium")
+        opened = api.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = opened.new_page(viewport={"width": 1200, "height": 900})
+        page.set_default_timeout(WAIT)
+        playwright.expect.set_options(timeout=WAIT)
+        page.goto(address)
+        page.get_by_role("button", name="Generate", exact=True).wait_for()
+        yield page
+        opened.close()
+
+
+def press(page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).locator("visible=true").click()
+
+
+def download(page) -> list[np.ndarray]:
+    """What the visible download button gives: images (8, 8, 3)."""
+    with page.expect_download() as waiting:
+        page.locator("button:visible", has_text="Download PNG").click()
+    path = Path(waiting.value.path())
+    if waiting.value.suggested_filename.endswith(".png"):
+        return [np.asarray(Image.open(path))]
+    with zipfile.ZipFile(path) as archive:
+        assert all(archive.read(name).startswith(b"\x89PNG") for name in archive.namelist())
+        return [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in sorted(archive.namelist())]
+
+
+def settled(browser, canvas) -> dict:
+    """Where a canvas or image lies once it has been drawn and scaled, however slow the machine."""
+    seen = []
+    while len(seen) < 4 or any(place != seen[-1] for place in seen[-4:]):
+        browser.wait_for_timeout(500)
+        seen.append(canvas.bounding_box())
+        assert len(seen) < 60
+    return seen[-1]
+
+
+def test_generate_paint_edit_and_download(browser, model):
+    from playwright.sync_api import expect
+
+    press(browser, "Generate")
+    expect(browser.locator("#thumb img")).to_be_visible()
+    drawn = download(browser)
+    assert (np.stack(drawn) == model.generate([0] * 4, seed=0, output_type="np", progress_bar=False)).all()
+
+    browser.locator("#history button").nth(2).click()
+    expect(browser.locator("#thumb")).to_contain_text("image 2")
+    with browser.expect_download() as waiting:
+        browser.locator("button:visible", has_text="Save this one").click()
+    assert (np.asarray(Image.open(waiting.value.path())) == drawn[2]).all()
+    browser.get_by_role("tab", name="Edit").click()
+    place = settled(browser, browser.locator("#editor canvas").first)
+    middle = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
+    browser.mouse.move(*middle)
+    browser.mouse.down()
+    browser.mouse.move(middle[0] + 40, middle[1], steps=5)
+    browser.mouse.up()
+    browser.wait_for_timeout(500)
+    press(browser, "Edit")
+    expect(browser.locator("button:visible", has_text="Download PNG")).to_be_enabled()
+    edited = np.stack(download(browser))
+    changed = (edited != drawn[2]).any((0, 3))
+    assert len(edited) == 4
+    assert changed[3:5, 3:6].any()
+    assert not changed[:, :2].any()  # far from the stroke, which goes from the middle to the right
+    assert not changed[[0, 1, 6, 7]].any()
+
+
+def test_upload_uncrop_look_again_and_read(browser, model, tmp_path):
+    from playwright.sync_api import expect
+
+    known = np.asarray(image(7))
+    Image.fromarray(known).save(tmp_path / "known.png")
+    browser.locator("#upload input[type=file], input[type=file]").first.set_input_files(
+        tmp_path / "known.png"
+    )
+    expect(browser.locator("#thumb")).to_contain_text("known.png")
+
+    browser.get_by_role("tab", name="Edit").click()
+    browser.get_by_label("Keep only it").check()
+    browser.get_by_label("A box instead of the brush").check()
+    for name, value in zip(("x", "y", "width", "height"), (1, 2, 4, 3), strict=True):
+        browser.get_by_label(name, exact=True).locator("visible=true").fill(str(value))
+    press(browser, "Edit")
+    expect(browser.locator("button:visible", has_text="Download PNG")).to_be_enabled()
+    uncropped = np.stack(download(browser))
+    box = logic.box_mask(8, (1, 2, 4, 3)).numpy()
+    assert (uncropped[:, box] == known[box]).all()
+    assert (uncropped[:, ~box] != known[~box]).any(-1).mean() > 0.8
+
+    browser.get_by_role("tab", name="Look inside").click()
+    place = settled(browser, browser.locator("#inside img"))
+    browser.locator("#inside img").click(position={"x": place["width"] * 0.7, "y": place["height"] * 0.3})
+    browser.get_by_label("the pixel", exact=True).check()
+    for name, value in (("x", "5"), ("y", "2")):
+        expect(browser.get_by_label(name, exact=True).locator("visible=true")).to_have_value(value)
+    press(browser, "Draw it again")
+    expect(browser.locator("button:visible", has_text="Download PNG")).to_be_enabled()
+    again = np.stack(download(browser))
+    rest = np.ones((8, 8), bool)
+    rest[2, 5] = False
+    assert (again[:, rest] == known[rest]).all()
+    assert (again[:, 2, 5] != known[2, 5]).any()
+
+    browser.get_by_role("tab", name="Likelihood").click()
+    press(browser, "Read")
+    bits = -model.log_likelihood(known, num_orders=2, progress_bar=False).bits.item()
+    expect(browser.locator("h4:visible", has_text="bits per dimension")).to_contain_text(f"{bits:.1f} bits")
+    press(browser, "Which class?")
+    expect(browser.locator("[data-testid=label-output-value]")).to_contain_text("(")
+
+
+def test_errors_are_messages_and_a_phone_needs_no_sideways_scrolling(browser, tmp_path):
+    from playwright.sync_api import expect
+
+    browser.set_viewport_size({"width": 390, "height": 800})
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    browser.locator("#upload input[type=file], input[type=file]").first.set_input_files(tmp_path / "bad.png")
+    expect(browser.get_by_test_id("toast-body")).to_contain_text("cannot be read as an image")
+    for name in ("Edit", "Look inside", "Likelihood", "Generate"):
+        browser.get_by_role("tab", name=name).click()
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+    browser.get_by_role("tab", name="Likelihood").click()
+    press(browser, "Read")
+    expect(browser.get_by_test_id("toast-body").last).to_contain_text("there is no image yet")
+    assert "Traceback" not in browser.content()
+
+
+def test_stop_ends_the_drawing_also_in_the_queue_and_keeps_the_chosen_image(browser, monkeypatch, tmp_path):
+    from playwright.sync_api import expect
+
+    ended = []
+
+    def endless(*arguments):
+        def work(step):
+            try:
+                while True:
+                    step(0, 9, torch.zeros(1, 3, 8, 8))
+                    time.sleep(0.05)
+            finally:
+                ended.append(True)
+
+        return watch(work)
+
+    def wait_for(number: int) -> None:
+        deadline = time.monotonic() + 60
+        while len(ended) < number and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(ended) == number
+
+    monkeypatch.setattr(logic, "draw", endless)
+    image(7).save(tmp_path / "known.png")
+    browser.locator("#upload input[type=file], input[type=file]").first.set_input_files(
+        tmp_path / "known.png"
+    )
+    expect(browser.locator("#thumb")).to_contain_text("known.png")
+    press(browser, "Generate")
+    expect(browser.locator("progress:visible")).to_be_visible()
+    other = browser.context.browser.new_page()
+    other.goto(browser.url)
+    press(other, "Generate")
+    expect(other.get_by_text("queue", exact=False).first).to_be_visible()
+    press(other, "Stop")
+    press(browser, "Stop")
+    wait_for(2)  # the other's as soon as it begins
+    expect(browser.get_by_text("Stopped.")).to_be_visible()
+    expect(browser.locator("progress:visible")).to_have_count(0)
+    expect(browser.locator("#thumb")).to_contain_text("known.png")
+    browser.get_by_role("tab", name="Likelihood").click()
+    press(browser, "Read")
+    expect(browser.locator("h4:visible", has_text="bits per dimension")).to_be_visible()

@@ -1,0 +1,192 @@
+"""demo/edit.py and demo/likelihood.py as people call them, with a tiny model."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import opinionated, random_levels, tiny_model
+from demo import edit, likelihood
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    built = opinionated(tiny_model("guided"))
+    built.class_names = ["Cat", "dog", "tree", "golden retriever"]
+    built.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def image(tmp_path):
+    """Writes an image of random pixels, and gives its path and pixels."""
+
+    def write(width: int, height: int, name: str = "in.png"):
+        pixels = random_levels(1, max(width, height))[0, :, :height, :width].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(tmp_path / name)
+        return str(tmp_path / name), pixels
+
+    return write
+
+
+def pixels_of(path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def refused(main, arguments, capsys) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    return lines[-1]
+
+
+def test_a_box_a_mask_and_the_rest_around_a_box(model, image, tmp_path):
+    path, pixels = image(8, 8)
+    mask = np.zeros((8, 8), bool)
+    mask[2:5, 1:7] = True
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    out = str(tmp_path / "new" / "out.png")
+    drawn = []
+    for what in (["--box", "1", "2", "6", "3"], ["--mask", str(tmp_path / "mask.png")]):
+        edit.main([path, *what, "--label", "Golden Retriever", "--model", model, "-o", out])
+        drawn.append(pixels_of(out))
+        assert (drawn[-1] == pixels)[~mask].all()
+    assert (drawn[0] == drawn[1]).all()
+    edit.main([path, "--outpaint", "1", "2", "6", "3", "--model", model, "-o", out, "--cfg", "1"])
+    assert (pixels_of(out) == pixels)[mask].all()
+    assert (pixels_of(out) != pixels)[~mask].mean() > 0.8
+
+
+def test_several_results_and_a_sheet(model, image, tmp_path):
+    path, pixels = image(8, 8)
+    out = tmp_path / "out.png"
+    edit.main(
+        [
+            path,
+            "--box",
+            "0",
+            "0",
+            "8",
+            "4",
+            "--results",
+            "2",
+            "--model",
+            model,
+            "-o",
+            str(out),
+            "--grey",
+            "--label",
+            "1",
+        ]
+    )
+    first, second = pixels_of(tmp_path / "out-1.png"), pixels_of(tmp_path / "out-2.png")
+    assert (first != second).any()
+    assert (first[:4] == first[:4, :, :1]).all()
+    assert (first[4:] == pixels[4:]).all()
+    sheet = pixels_of(tmp_path / "out-sheet.png")
+    assert sheet.shape[1] >= 4 * 8 * 24  # before, mask, two results, each pixel 24 wide
+    assert not out.exists()
+
+
+def test_other_sizes_are_cropped_with_their_mask_or_tiled(model, image, tmp_path, capsys):
+    path, pixels = image(40, 20)
+    out = str(tmp_path / "out.png")
+    edit.main([path, "--box", "12", "2", "6", "6", "--model", model, "-o", out])
+    assert pixels_of(out).shape == (8, 8, 3)
+    assert "was cropped and scaled to the model's 8 x 8" in capsys.readouterr().out
+    edit.main([path, "--box", "12", "2", "6", "16", "--tile", "--model", model, "-o", out, "--within", "9"])
+    inside = np.zeros((20, 40), bool)
+    inside[2:18, 12:18] = True
+    assert (pixels_of(out) == pixels)[~inside].all()
+    assert (pixels_of(out) != pixels)[inside].mean() > 0.8
+    assert np.abs(pixels_of(out) - pixels).max() == 9
+
+
+def test_a_mask_outside_the_crop_is_named(model, image, tmp_path, capsys):
+    path, _ = image(40, 20)
+    out = tmp_path / "out.png"
+    line = refused(edit.main, [path, "--box", "0", "0", "4", "4", "--model", model, "-o", str(out)], capsys)
+    assert "nothing to repaint: all that is white was cropped away; --tile crops nothing" in line
+    assert not out.exists()
+
+
+def test_uncrop_places_the_image(model, image, tmp_path, capsys):
+    path, pixels = image(4, 4)
+    out = str(tmp_path / "out.png")
+    edit.main(
+        [path, "--uncrop", "3", "1", "4", "--model", model, "-o", out, "--palette", "000000", "#ff8800"]
+    )
+    assert "scaled" not in capsys.readouterr().out
+    drawn = pixels_of(out)
+    assert (drawn[1:5, 3:7] == pixels).all()
+    drawn[1:5, 3:7] = 0
+    assert {tuple(colour) for row in drawn for colour in row.tolist()} == {(0, 0, 0), (255, 136, 0)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--box", "5", "0", "4", "4"], "box 5 0 4 4 (x, y, width, height) is not within the 8 x 8 pixels"),
+        (["--uncrop", "5", "0", "4"], "box 5 0 4 4 (x, y, width, height) is not within the 8 x 8 pixels"),
+        (
+            ["--box", "0", "0", "4", "4", "--label", "horse"],
+            "the model has no class 'horse'; give one of its names or a number from 0 to 3",
+        ),
+        (
+            ["--box", "0", "0", "4", "4", "--label", "4"],
+            "the model has no class '4'; give one of its names or a number from 0 to 3",
+        ),
+        (
+            ["--box", "0", "0", "4", "4", "--palette", "red"],
+            "--palette red: colours are RRGGBB, such as ff8800",
+        ),
+        (["--box", "0", "0", "4", "4", "--within", "300"], "distance 300 is out of range"),
+        (["--box", "0", "0", "4", "4", "--num_iter", "4"], "must be 2 positive numbers"),
+        (["--box", "0", "0", "4", "4", "-o", "x.jpg"], "-o x.jpg: must end in .png"),
+        (["--mask", "black.png"], "nothing to repaint: the mask has no white pixel"),
+        (["--mask", "in.png"], "mask is not binary"),
+        (["--mask", "none.png"], "none.png: cannot be read as an image ([Errno 2] No such file"),
+        ([], "one of the arguments --mask --box --outpaint --uncrop is required"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    model, image, tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    path, _ = image(8, 8)
+    Image.new("L", (8, 8)).save("black.png")
+    before = sorted(tmp_path.iterdir())
+    line = refused(edit.main, [path, *arguments, "--model", model], capsys)
+    assert message in line
+    assert line.startswith("edit.py: error: ")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_likelihood_sheet_and_its_table(model, image, tmp_path, capsys):
+    path, _ = image(8, 8)
+    out = str(tmp_path / "out.png")
+    likelihood.main(
+        [path, "--label", "tree", "--model", model, "-o", out, "--num_orders", "2", "--num_iter", "4", "2"]
+    )
+    said = capsys.readouterr().out
+    total = float(said.split(" bits")[0])
+    parts = dict(
+        line.rsplit(" bits", 1)[0].rsplit(maxsplit=1)
+        for line in said.splitlines()
+        if line.startswith("  ") and " bits" in line
+    )
+    parts = {name.strip(): float(bits) for name, bits in parts.items()}
+    assert parts["guiding pixels of level 1"] + parts["pixels"] == pytest.approx(total, abs=0.2)
+    assert parts["R"] + parts["G"] + parts["B"] == pytest.approx(total, abs=0.2)
+    assert "class 2 (tree)" in said
+    shares = [
+        float(line.split("%")[0]) for line in said.split("likeliest classes")[1].splitlines() if "%" in line
+    ]
+    assert sum(shares) == pytest.approx(100, abs=0.1)
+    assert shares == sorted(shares, reverse=True)
+    assert Image.open(out).width > 3 * 256
+
+
+def test_likelihood_refuses_in_one_line(model, tmp_path, capsys):
+    assert "No such file" in refused(likelihood.main, [str(tmp_path / "none.png"), "--model", model], capsys)

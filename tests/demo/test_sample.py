@@ -1,0 +1,146 @@
+"""demo/sample.py: what it writes is what `generate` draws; classes by name or number; bad input in one line."""
+
+import sys
+from pathlib import Path
+
+import animation
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import opinionated, tiny_model
+from models.hub.classes import class_title, find_class, imagenet_names
+from util.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
+import sample
+
+NAMES = ("face", "red heart", "Face", "cat")
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = opinionated(tiny_model("guided"))
+    model.class_names = NAMES
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    model.save_pretrained(path)
+    return path
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_sheet_folders_and_growth_show_what_generate_draws(model, folder, tmp_path, capsys):
+    out = tmp_path / "new"
+    command = (
+        f"--model {folder} --num 3 --seed 5 --cfg 2 --batch 4 --zoom 2 --device cpu --sheet {out}/sheet.png"
+    )
+    command += f" --growth {out}/growth.gif {out}/growth.mp4 --folders {out}/f --classes"
+    sample.main([*command.split(), "red heart", "3"])
+    drawn = model.generate(
+        [1, 1, 1, 3, 3, 3], seed=5, guidance_scale=2.0, output_type="np", progress_bar=False
+    )
+    names = [f"0001 red heart/{number:04d}.png" for number in range(3)] + [
+        f"0003 cat/{number:04d}.png" for number in range(3)
+    ]
+    assert [str(path.relative_to(out / "f")) for path in sorted(out.glob("f/*/*"))] == names
+    assert all((pixels(out / "f" / name) == image).all() for name, image in zip(names, drawn, strict=True))
+    sheet = pixels(out / "sheet.png")
+    assert (sheet[18 : 18 + 16 : 2, -(16 + 2) : -2 : 2] == drawn[5]).all()  # second row, last column
+    growth = Image.open(out / "growth.gif")
+    assert growth.n_frames == model.sampling_defaults.num_inference_steps[0]
+    last = [*(frame.copy() for frame in iterate(growth))][-1]
+    shown = np.asarray(last.convert("RGB")).astype(int)[
+        18:34:2, -54:-38:2
+    ]  # the fourth image, of the first batch
+    assert np.abs(shown - drawn[3]).mean() < 12  # 256 colours
+    assert sorted(path.name for path in out.iterdir()) == ["f", "growth.gif", "growth.mp4", "sheet.png"]
+    assert "6 images of 8 x 8 pixels, seed 5" in capsys.readouterr().out
+
+
+def iterate(image: Image.Image):
+    for number in range(image.n_frames):
+        image.seek(number)
+        yield image
+
+
+def test_mp4_can_be_read_back(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
+    frames = [Image.new("RGB", (33, 17), colour) for colour in colours]
+    animation.save_animation(tmp_path / "a.mp4", frames, fps=10, hold=0.5)
+    video, found = cv2.VideoCapture(str(tmp_path / "a.mp4")), []
+    while (read := video.read())[0]:
+        found.append(read[1][..., ::-1])
+    assert len(found) == 3 + 5
+    assert np.abs(np.array([frame.mean((0, 1)) for frame in found[:3]]) - colours).max() < 15
+
+
+def test_without_a_writer_of_mp4_one_line_says_so_and_nothing_is_left(tmp_path, monkeypatch):
+    for module in ("cv2", "imageio.v2", "imageio_ffmpeg"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match="pip install"):
+        animation.save_animation(tmp_path / "a.mp4", [Image.new("RGB", (4, 4))])
+    assert not list(tmp_path.iterdir())
+
+
+BAD = {
+    "--cfg 0.5": "guidance scale",
+    "--cfg inf": "guidance scale (cfg) inf must be from 1",
+    "--temperature inf": "temperature inf must be above 0, and finite",
+    "--sheet a.jpg": "--sheet a.jpg: its name must end in .png",
+    "--folders /": "--folders /: has something in it",
+    "--num_iter_list 4": "num_iter_list",
+    "--classes dog": "no class 'dog'; give one of its names or a number from 0 to 3",
+    "--classes 4": "no class '4'",
+    "--classes FACE": "class 'FACE' may be 0 or 2",
+    "--growth a.avi": ".gif or .mp4",
+    "--seed -1": "seed -1",
+    "--device cuda:77": "cuda:77",
+    "--sheet /proc/nowhere/a.png": "/proc/nowhere",
+    "--num 0": "must be at least 1",
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_bad_input_ends_in_one_line(flags, folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        sample.main(f"--model {folder} --num 1 --device cpu --sheet {tmp_path}/a.png {flags}".split())
+    error = [line for line in capsys.readouterr().err.splitlines() if "sampling" not in line]
+    assert (ended.value.code, len(error)) == (2, 1)
+    assert BAD[flags] in error[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_is_said_in_one_line(folder, tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(sample, "draw", fail)
+    with pytest.raises(SystemExit):
+        sample.main(f"--model {folder} --num 1 --device cpu --sheet {tmp_path}/a.png".split())
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert "out of memory; give a smaller --batch, or --chunk" in error[0]
+
+
+def test_classes_by_name_in_any_case_and_by_number():
+    names = imagenet_names()
+    assert (len(names), find_class("Golden Retriever", names, 1000), find_class("387", names, 1000)) == (
+        1000,
+        207,
+        387,
+    )
+    assert (find_class("Cardigan", names, 1000), find_class("cardigan", names, 1000)) == (264, 474)
+    with pytest.raises(UserError, match=r"perhaps .*golden retriever"):
+        find_class("golden retreiver", names, 1000)
+    assert find_class("1", ["1", "0"], 2) == 0  # a name comes first
+    with pytest.raises(UserError, match="no classes"):
+        find_class("face", None, 0)
+    assert (class_title(1, None), class_title(1, NAMES)) == ("class 1", "red heart")

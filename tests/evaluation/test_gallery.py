@@ -1,0 +1,208 @@
+import errno
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from PIL import Image
+from processes import forkserver
+
+from evaluation.gallery import CLAIMS, MANIFEST, Gallery, balanced
+from util.errors import UserError
+
+
+def image(index: int) -> Image.Image:
+    return Image.fromarray(np.full((4, 4, 3), index, np.uint8))
+
+
+def draw(indices):
+    return [image(index) for index in indices]
+
+
+def images(folder) -> dict[str, int]:
+    return {path.name: int(np.asarray(Image.open(path)).mean()) for path in sorted(folder.glob("*.png"))}
+
+
+ALL = {f"{index:05d}.png": index for index in range(10)}
+
+
+def test_it_is_filled_once_and_says_how_it_came_about(tmp_path):
+    batches, seen = [], []
+    gallery = Gallery(tmp_path, 10, {"seed": 3}, {"versions": "x"}, unit=4)
+    drawn = gallery.fill(
+        lambda indices: batches.append(indices) or draw(indices), batch_size=3, watch=seen.append
+    )
+    gallery.close()
+    assert batches == [[0, 1, 2], [3], [4, 5, 6], [7], [8, 9]]
+    assert (drawn, seen[-1]) == (10, 10)
+    assert images(tmp_path) == ALL
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    assert manifest == {"settings": {"num_images": 10, "seed": 3}, "unit": 4, "versions": "x"}
+    assert len(list(tmp_path.iterdir())) == 11
+    again = Gallery(tmp_path, 10, {"seed": 3}, {"versions": "y"}, unit=2)
+    assert again.fill(lambda indices: pytest.fail("nothing is missing"), batch_size=3) == 0
+
+
+def test_only_what_is_missing_or_cut_is_drawn(tmp_path):
+    Gallery(tmp_path, 10, {}, {}, unit=4).fill(draw, 4)
+    (tmp_path / "00006.png").unlink()
+    cut = tmp_path / "00002.png"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    (tmp_path / "00009.png").write_bytes(b"")
+    (tmp_path / "00001.png.77.tmp").write_bytes(b"half")
+    (tmp_path / "mine.png.77.tmp").write_bytes(b"of someone else")
+    drawn = []
+    Gallery(tmp_path, 10, {}, {}, unit=4).fill(lambda indices: drawn.extend(indices) or draw(indices), 4)
+    assert sorted(drawn) == [2, 6, 9]
+    assert images(tmp_path) == ALL
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == ["mine.png.77.tmp"]
+
+
+def test_processes_begin_apart_and_leave_to_others_what_they_have_claimed(tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.gallery.PATIENCE", 0.01)
+    gallery, order = Gallery(tmp_path, 10, {}, {}, unit=2), []
+    other = FileLock(tmp_path / CLAIMS / "6.lock")
+    other.acquire()
+    released = time.monotonic() + 0.3
+
+    def watched(indices):
+        order.extend(indices)
+        return draw(indices)
+
+    def look(there):
+        if there == 8 and time.monotonic() > released:
+            other.release()
+
+    monkeypatch.setattr(time, "sleep", lambda _: look(10 - len(gallery.missing(range(10)))))
+    gallery.fill(watched, 2, begin_at=0.5)
+    assert order == [4, 5, 8, 9, 0, 1, 2, 3, 6, 7]  # the claimed ones last, when the other process had gone
+    assert images(tmp_path) == ALL
+
+
+def test_other_settings_are_refused_and_the_difference_is_named(tmp_path):
+    Gallery(tmp_path, 10, {"cfg": 1.5, "classes": [1, 2]}, {}, unit=4)
+    with pytest.raises(
+        UserError, match=r"was begun with cfg 1.5, not 2.0; give the same settings, or another --output_dir"
+    ):
+        Gallery(tmp_path, 10, {"cfg": 2.0, "classes": [1, 2]}, {}, unit=4)
+    with pytest.raises(UserError, match=r"was begun with num_images 10, not 11"):
+        Gallery(tmp_path, 11, {"cfg": 1.5, "classes": [1, 2]}, {}, unit=4)
+    Gallery(tmp_path, 10, {"cfg": 1.5, "classes": (1, 2)}, {}, unit=9)
+
+
+def test_foreign_images_and_damaged_manifests_are_refused(tmp_path):
+    image(0).save(tmp_path / "00000.png")
+    with pytest.raises(UserError, match=r"holds 1 images and no manifest.json"):
+        Gallery(tmp_path, 10, {}, {}, unit=4)
+    (tmp_path / "00000.png").unlink()
+    Gallery(tmp_path, 10, {}, {}, unit=4)
+    image(0).save(tmp_path / "00010.png")
+    with pytest.raises(UserError, match=r"1 images that are none of its 10 \(00010.png\)"):
+        Gallery(tmp_path, 10, {}, {}, unit=4)
+    (tmp_path / "00010.png").unlink()
+    for text in ("{", "[]", '{"settings": {}}', '{"settings": 3, "unit": 1}'):
+        (tmp_path / MANIFEST).write_text(text)
+        with pytest.raises(UserError, match=r"manifest.json: is damaged"):
+            Gallery(tmp_path, 10, {}, {}, unit=4)
+
+
+def fill(folder: Path, begin_at: float) -> None:
+    """A process's work, slowly: says when it is at work, and in the end how many it drew, in files beside the folder."""
+    calls, note = [], folder.with_suffix(f".{os.getpid()}")
+
+    def slowly(indices):
+        calls.append(0)
+        time.sleep(0.02)
+        if len(calls) == 2:
+            note.touch()
+        return draw(indices)
+
+    note.write_text(str(Gallery(folder, 200, {}, {}, unit=4).fill(slowly, 4, begin_at)))
+
+
+def test_killed_processes_are_made_up_for_by_others(tmp_path):
+    """Two jobs on one folder, killed at work, and two that come later."""
+    folder = tmp_path / "images"
+
+    def start(at: float):
+        job = forkserver.Process(target=fill, args=(folder, at), daemon=True)
+        job.start()
+        return job
+
+    jobs = [start(at) for at in (0.0, 0.5)]
+    for job in jobs:
+        while not (tmp_path / f"images.{job.pid}").exists():
+            assert job.exitcode is None
+            time.sleep(0.001)
+        os.kill(job.pid, signal.SIGKILL)
+        job.join()
+    assert sum(1 for _ in folder.glob("*.png")) >= 8
+    later = [start(at) for at in (0.0, 0.9)]
+    for job in later:
+        job.join(60)
+        assert job.exitcode == 0
+    drawn = [int((tmp_path / f"images.{job.pid}").read_text()) for job in later]
+    assert images(folder) == {f"{index:05d}.png": index for index in range(200)}
+    assert 0 < sum(drawn) <= 192  # what the killed ones had finished was not drawn again
+
+
+def test_a_job_that_tidies_up_is_not_in_the_way_of_one_that_begins(tmp_path, monkeypatch):
+    acquire, swept = FileLock.acquire, []
+
+    def late(lock, *args, **how):
+        if lock.lock_file not in swept:
+            swept.append(lock.lock_file)
+            shutil.rmtree(tmp_path / CLAIMS)
+            raise FileNotFoundError(
+                errno.ENOENT, "as where the folder goes between filelock's mkdir and open"
+            )
+        return acquire(lock, *args, **how)
+
+    monkeypatch.setattr(FileLock, "acquire", late)
+    assert Gallery(tmp_path, 10, {}, {}, unit=5).fill(draw, 5) == 10
+    assert [Path(path).stem for path in swept] == ["manifest", "0", "5"]
+    assert images(tmp_path) == ALL
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_file_system_without_locks_will_do_and_a_killed_job_leaves_nothing_in_the_way(
+    tmp_path, monkeypatch, error
+):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(handle, operation):
+        raise OSError(error, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / CLAIMS).mkdir()
+    for name in ("manifest", "0", "4"):  # as filelock's substitute leaves them on another machine
+        (tmp_path / CLAIMS / f"{name}.lock").write_text("12345\nelsewhere\n")
+    monkeypatch.setattr("evaluation.gallery.MANIFEST_PATIENCE", 0.1)
+    assert Gallery(tmp_path, 10, {}, {}, unit=4).fill(draw, 4) == 10
+    assert images(tmp_path) == ALL
+
+
+def test_a_full_disk_is_one_line_and_leaves_whole_images(tmp_path, monkeypatch):
+    gallery = Gallery(tmp_path, 10, {}, {}, unit=4)
+
+    def save(image, path, kind):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(
+        UserError, match=r"00000\.png: cannot be written \(No space left on device\); the others are whole"
+    ):
+        gallery.fill(draw, 4)
+    assert [path.name for path in tmp_path.iterdir() if path.name != CLAIMS] == [MANIFEST]
+
+
+def test_labels_are_balanced_in_the_order_given():
+    assert balanced([7, 3], 6) == [7, 7, 7, 3, 3, 3]
+    assert balanced(range(3), 3) == [0, 1, 2]

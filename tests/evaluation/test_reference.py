@@ -1,0 +1,116 @@
+"""References: ADM's, mu and sigma, our own; and what is said of one that is missing or another."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import random_levels, save_image
+from evaluation.features import gaussian
+from evaluation.reference import DIM, make_reference, open_reference
+from util.dist import World
+from util.errors import UserError
+
+
+class Brightest:
+    """Stands for the Inception network: the first 2048 levels of an image."""
+
+    about = {"name": "stand-in", "weights_sha256": "abc"}  # noqa: RUF012
+
+    def __call__(self, levels):
+        pool = levels.flatten(1)[:, :DIM].float()
+        return pool, pool[:, :5]
+
+
+def open_it(path, size=None):
+    return open_reference(path, Brightest(), World(), size=size)
+
+
+@pytest.fixture
+def images(tmp_path):
+    for i, levels in enumerate(random_levels(5, 32)):
+        save_image(tmp_path / "images" / f"{i}.png", levels)
+    return tmp_path / "images"
+
+
+def test_adms_batch_gives_statistics_of_its_training_set_and_features_of_its_images(tmp_path):
+    mu, sigma = np.arange(DIM, dtype=np.float32), np.eye(DIM)
+    levels = random_levels(3, 32)
+    arrays = dict(
+        arr_0=levels.permute(0, 2, 3, 1).numpy(), mu=mu, sigma=sigma, mu_s=np.zeros(4), sigma_s=np.eye(4)
+    )
+    np.savez(tmp_path / "VIRTUAL.npz", **arrays)
+    found = open_it(tmp_path / "VIRTUAL.npz")
+    assert found.mu.dtype == found.sigma.dtype == np.float64
+    assert np.array_equal(found.mu, mu)
+    assert np.array_equal(found.sigma, sigma)
+    assert torch.equal(found.features, Brightest()(levels)[0])
+    assert (found.about["pictures"], found.about["fid_against"]) == (3, "mu and sigma of the file")
+    assert len(found.about["sha256"]) == 64
+    np.savez(tmp_path / "images.npz", arr_0=arrays["arr_0"])
+    only = open_it(tmp_path / "images.npz")
+    assert np.array_equal(only.mu, gaussian(found.features)[0])
+    assert only.about["fid_against"] == "these images"
+
+
+def test_mu_and_sigma_alone_have_no_features(tmp_path):
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(DIM), sigma=np.eye(DIM, dtype=np.float32))
+    assert open_it(tmp_path / "stats.npz").features is None
+
+
+def test_what_we_make_is_what_is_measured_from_the_images(images, tmp_path):
+    out = tmp_path / "made.npz"
+    note = make_reference(images, out, Brightest(), World(), size=28, split=None, num_workers=0)
+    made, direct = open_it(out), open_it(images, size=28)
+    assert np.array_equal(made.mu, direct.mu)
+    assert np.array_equal(made.sigma, direct.sigma)
+    assert torch.equal(made.features, direct.features)
+    assert note == json.loads((tmp_path / "made.json").read_text()) == made.about["made"]
+    assert note["extractor"]["weights_sha256"] == "abc"
+    assert (note["pictures"], note["crop"], note["pictures_sha256"]) == (
+        5,
+        "ADM, 28 px",
+        direct.about["pictures_sha256"],
+    )
+
+
+def test_our_own_is_refused_where_it_does_not_fit(images, tmp_path):
+    out, note = tmp_path / "made.npz", tmp_path / "made.json"
+    make_reference(images, out, Brightest(), World(), size=28, split=None, num_workers=0)
+    with pytest.raises(UserError, match="were cropped to ADM, 28 px, these are 32 px"):
+        open_it(out, size=32)
+    good = json.loads(note.read_text())
+    for change, message in (
+        ({"extractor": {"weights_sha256": "xyz"}}, r"other Inception weights \(sha256 xyz\)"),
+        ({"npz_sha256": "0"}, "is not the file that made.json describes"),
+        ({"images": None}, "the note that belongs to made.npz is missing or damaged"),
+        ({"extractor": []}, r"made\.json: the note that belongs to made\.npz is missing or damaged"),
+    ):
+        note.write_text(json.dumps({**good, **change}))
+        with pytest.raises(UserError, match=message):
+            open_it(out)
+    note.unlink()
+    with pytest.raises(UserError, match=r"made\.json: the note"):
+        open_it(out)
+
+
+def test_one_that_is_missing_or_another_is_one_line_that_says_where_to_get_it(tmp_path):
+    path = tmp_path / "adm.npz"
+    with pytest.raises(
+        UserError,
+        match=r"adm\.npz: no such reference; get https://openaipublic.*/64/VIRTUAL_imagenet64_labeled",
+    ):
+        open_it(path)
+    eye = np.eye(DIM)
+    for arrays, message in (
+        ({"mu": np.zeros(DIM)}, r"sigma is missing, it must be floats \(2048, 2048\)"),
+        ({"mu": np.zeros(9), "sigma": eye}, r"mu is float64 \(9,\), it must be floats \(2048,\); get https"),
+        ({"mu": np.zeros(DIM, int), "sigma": eye}, "mu is int64"),
+        ({"mu": np.full(DIM, np.nan), "sigma": eye}, "mu holds numbers that are not finite"),
+        ({"weights": np.zeros(3)}, "a reference has mu and sigma, or images as arr_0, but this has weights"),
+    ):
+        np.savez(path, **arrays)
+        with pytest.raises(UserError, match=message) as refused:
+            open_it(path)
+        assert "\n" not in str(refused.value)

@@ -1,0 +1,52 @@
+"""Models by name."""
+
+import pytest
+import torch
+
+from conftest import tiny_model
+from models import fractalgen
+from models.hub import zoo
+from models.hub.classes import imagenet_names
+from util import download
+from util.errors import UserError
+
+
+def test_a_folder_and_a_published_name(tmp_path, monkeypatch):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "m")
+    assert torch.equal(zoo.load(tmp_path / "m", "cpu").fake_latent, model.fake_latent)
+
+    published = fractalgen.build("fractalmar_tiny_in8")
+    torch.save({"model": published.state_dict()}, tmp_path / "checkpoint-last.pth")
+    monkeypatch.setitem(download.FILES, "fractalmar_tiny_in8", download.Published("nowhere"))
+    monkeypatch.setattr(download, "download", lambda name: tmp_path / "checkpoint-last.pth")
+    loaded = zoo.load("fractalmar_tiny_in8", "cpu")
+    assert torch.equal(loaded.fake_latent, published.fake_latent)
+    assert not loaded.training
+    assert loaded.class_names == tuple(imagenet_names())
+
+
+def test_what_is_no_model_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "BUNDLED", tmp_path / "none")
+    with pytest.raises(UserError, match=r"none: no such folder.*fractalmar_in64"):
+        zoo.load(tmp_path / "none")
+    with pytest.raises(UserError, match="nodevice"):
+        zoo.load(tmp_path, "nodevice")
+
+
+def test_without_a_gpu_or_the_weights_it_is_the_model_in_the_box(tmp_path, monkeypatch):
+    tiny_model().save_pretrained(tmp_path / "box")
+    monkeypatch.setattr(zoo, "BUNDLED", tmp_path / "box")
+    monkeypatch.setattr(zoo, "find_device", lambda device=None: torch.device("cpu"))
+    model, said = zoo.load_or_bundled("fractalmar_in64")
+    assert model.class_num == 4
+    assert "bundled model, since: fractalmar_in64 wants a GPU" in said
+
+    def no_network(name):
+        raise UserError("no network")
+
+    monkeypatch.setattr(zoo, "find_device", lambda device=None: torch.device("meta"))
+    monkeypatch.setattr(download, "download", no_network)
+    assert "no network" in zoo.load_or_bundled("fractalmar_in64")[1]
+    with pytest.raises(UserError, match="no such folder"):
+        zoo.load_or_bundled(tmp_path / "nothing")

@@ -1,0 +1,191 @@
+"""The fast sampler against the slow twin, and what it costs."""
+
+import pytest
+import torch
+from opcount import OpCount
+from reference_model import ReferenceSampler
+
+from conftest import TINY, opinionated, tiny_model
+from models import fractalgen
+from models.fractalgen import FractalGen
+from models.noise import Noise
+from models.sampling import prepare
+from models.sampling.prepare import Linear
+
+LABELS = torch.tensor([0, 1, 2, 3, 0])
+STEPS = (5, 3)
+
+
+class Picks:
+    """Picks what the uniforms alone decide, so that rounding changes no image, and keeps the probabilities met."""
+
+    def __init__(self):
+        self.uniforms, self.probs = [], []
+
+    def __call__(self, probs, uniforms):
+        self.uniforms.append(uniforms)
+        self.probs.append(probs)
+        return (uniforms * 256).long()
+
+    def sorted(self):
+        return torch.cat(self.probs)[torch.cat(self.uniforms).argsort()]
+
+
+def assert_like_the_twin(model, scale=3.0, schedule="linear", steps=STEPS, atol=1e-5, **how):
+    """Every distribution from which the sampler draws is the twin's."""
+    noise, settings = (
+        Noise.of_images(3, range(len(LABELS)), model.noise_sizes),
+        (steps, scale, schedule, 1.1, 1e-2),
+    )
+    slow, fast = Picks(), Picks()
+    twin = ReferenceSampler(model, *settings, pick=slow).sample(LABELS, noise)
+    cond = model.class_emb(LABELS)
+    cond = torch.cat([cond, model.fake_latent.repeat(len(LABELS), 1)]) if scale != 1 else cond
+    images = model.sample([cond] * model.num_conds, *settings, noise=noise, pick=fast, **how)
+    torch.testing.assert_close(fast.sorted(), slow.sorted(), rtol=1e-4, atol=atol)
+    torch.testing.assert_close(images, twin)
+    return images
+
+
+@pytest.mark.parametrize(("scale", "schedule"), [(1.0, "linear"), (3.0, "linear"), (2.0, "constant")])
+def test_distributions_equal_the_twins(kind, scale, schedule):
+    assert_like_the_twin(opinionated(tiny_model(kind)), scale, schedule)
+
+
+@pytest.mark.parametrize("steps", [(1, 1), (2, 2), (16, 4)])
+def test_any_number_of_steps(kind, steps):
+    assert_like_the_twin(opinionated(tiny_model(kind)), steps=steps)
+
+
+@pytest.mark.parametrize("generators", [["mar", "mar", "mar", "ar"], ["mar", "ar", "mar", "ar"]])
+def test_deeper_fractals_with_guiding_pixels(generators):
+    changes = dict(img_size_list=[16, 8, 2, 1], embed_dim_list=[32, 32, 16, 16], num_blocks_list=[1, 2, 1, 2])
+    changes |= dict(
+        num_heads_list=[2, 2, 2, 2],
+        generator_type_list=generators,
+        num_conds=1 if "ar" in generators[:-1] else 5,
+    )
+    model = opinionated(tiny_model("guided", **changes))
+    assert_like_the_twin(model, steps=(3, 4, 3))
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_chunks_change_no_image(kind, chunk):
+    assert_like_the_twin(opinionated(tiny_model(kind)), chunk=chunk)
+
+
+def test_chunks_bound_what_is_drawn_together(monkeypatch):
+    from models.mar import MARSampler
+
+    sizes, predict = [], MARSampler.predict
+    monkeypatch.setattr(
+        MARSampler,
+        "predict",
+        lambda self, state, *args: sizes.append(len(state.order)) or predict(self, state, *args),
+    )
+    assert_like_the_twin(tiny_model("mar"), chunk=2)
+    assert set(sizes) == {5, 2, 1}  # level 0 draws all five images at once
+
+
+def test_cached_token_groups_change_no_image(monkeypatch):
+    monkeypatch.setattr("models.mar.CACHED_TOKENS", 30)
+    assert_like_the_twin(opinionated(tiny_model("mar")))
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "fallback"])
+def test_packed_weights_and_their_fallback_give_the_same(kind, packed, monkeypatch):
+    monkeypatch.setattr(prepare, "SMALL", 0)
+    monkeypatch.setattr(prepare, "packed_rows", lambda dtype: prepare.EVERY if packed else prepare.NONE)
+    calls, run = [], Linear._packed
+    monkeypatch.setattr(Linear, "_packed", lambda self, *args: calls.append(0) or run(self, *args))
+    assert_like_the_twin(opinionated(tiny_model(kind)))
+    assert bool(calls) == packed
+
+
+def test_without_onednn_nothing_is_packed(monkeypatch):
+    monkeypatch.delattr(torch.ops.mkldnn, "_linear_pointwise")
+    monkeypatch.setattr(
+        type(torch.ops.mkldnn), "__getattr__", lambda self, name: object.__getattribute__(self, name)
+    )
+    prepare.packed_rows.cache_clear()
+    assert prepare.packed_rows(torch.float32) == prepare.NONE
+    prepare.packed_rows.cache_clear()
+
+
+def test_bfloat16_distributions_stay_near(kind):
+    model, met = opinionated(tiny_model(kind)), {}
+    for name, enabled in (("exact", False), ("rough", True)):
+        met[name] = Picks()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            conds = [model.fake_latent.repeat(4, 1)] * model.num_conds
+            model.sample(conds, STEPS, pick=met[name], noise=Noise.of_images(0, range(4), model.noise_sizes))
+    distance = (met["exact"].sorted() - met["rough"].sorted()).abs().sum(-1) / 2  # total variation
+    assert 0 < distance.mean() < 0.05
+
+
+def test_compiled_sampling_gives_the_same():
+    """By the likeliest values: what keeps the probabilities, like Picks, would be compiled anew at every call."""
+    model, likeliest = (
+        opinionated(tiny_model("mar over ar", num_blocks_list=[1, 1, 1])),
+        lambda probs, uniforms: probs.argmax(-1),
+    )
+    noise, settings = Noise.of_images(3, range(2), model.noise_sizes), ((1, 4), 3.0, "linear", 1.1, 1e-2)
+    twin = ReferenceSampler(model, *settings, pick=likeliest).sample(LABELS[:2], noise)
+    cond = torch.cat([model.class_emb(LABELS[:2]), model.fake_latent.repeat(2, 1)])
+    images = model.sample([cond] * model.num_conds, *settings, noise=noise, pick=likeliest, compiled=True)
+    torch.testing.assert_close(images, twin)
+    assert images.unique().numel() > 20
+
+
+def test_images_are_ordinary_tensors():
+    model = tiny_model("mar")
+    images = model.sample([model.fake_latent] * 5, STEPS)
+    assert not images.is_inference()
+    model(images, torch.tensor([0])).backward()  # for which an inference tensor could not be saved
+
+
+# Published: what the published implementation dispatches for one image with guidance.
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("fractalmar_in64", 599_000), ("fractalar_in64", 3_380_000), ("fractalmar_huge_in256", 6_570_000)],
+)
+def test_a_image_takes_few_operations_and_no_waiting(name, published, monkeypatch):
+    """Counted on thin copies: depth, sizes and steps are the preset's; `share` of level 0's steps, which all take as many.
+
+    Inference mode shows composite operations whole, copies inside them unseen; without it they come apart.
+    """
+    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+    preset, share = fractalgen.PRESETS[name], 1 / 32
+    widths = [8 * heads for heads in preset.heads]
+    model = FractalGen(preset.sizes, widths, preset.blocks, preset.heads, preset.generators,
+                       num_conds=preset.num_conds, guiding_pixel=preset.guiding_pixel).eval()  # fmt: skip
+    conds = [torch.cat([model.class_emb(torch.tensor([1])), model.fake_latent])] * model.num_conds
+
+    class Enough(Exception):
+        pass
+
+    def stop(step, num_steps, canvas):
+        if (step + 1) / num_steps >= share:
+            raise Enough
+
+    with OpCount() as ops, pytest.raises(Enough):
+        model.sample(conds, preset.steps, 4.0, on_step=stop, noise=Noise.of_images(0, [0], model.noise_sizes))
+    assert ops.total / share < 0.45 * published
+    assert not ops.syncs
+
+
+def test_the_counter_sees_what_waits():
+    x = torch.arange(4.0)
+    with OpCount() as ops:
+        x.sum().item()
+        x[x > 1]
+        (x > 1).nonzero()
+        x[torch.tensor([1, 2])]
+        x.tolist()
+    assert ops.syncs == {"_local_scalar_dense": 1, "index": 1, "nonzero": 1, "tolist": 1}
+
+
+def test_kinds_are_all_covered():
+    assert {name for preset in TINY.values() for name in preset["generator_type_list"]} == set(
+        fractalgen.GENERATORS
+    )

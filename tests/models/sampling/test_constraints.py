@@ -1,0 +1,130 @@
+"""What is promised of drawn pixels holds for each."""
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import opinionated, random_levels, tiny_model
+from models.sampling.constraints import Grey, Palette, Within
+from models.sampling.known import KnownPixels
+from util.pixels import normalize
+
+QUIET = dict(progress_bar=False, output_type="np", seed=3)
+COLOURS = [[0, 0, 0], [255, 255, 255], [250, 10, 20], [250, 200, 30]]
+
+
+def edited(kind, constraint, **settings):
+    """The image, the edit of its left half, and that half."""
+    model, levels, mask = opinionated(tiny_model(kind)), random_levels(2, 8), np.zeros((8, 8), bool)
+    mask[:, :5] = True
+    out = model.edit(levels, mask, [1, 2], guidance_scale=2.0, constraint=constraint, **settings, **QUIET)
+    image = levels.permute(0, 2, 3, 1).numpy()
+    assert (out == image)[:, ~mask].all()
+    return image[:, mask].astype(int), out[:, mask].astype(int)
+
+
+def test_grey(kind):
+    _, drawn = edited(kind, Grey())
+    assert (drawn == drawn[..., :1]).all()
+    assert len(np.unique(drawn)) > 20
+
+
+def test_a_guiding_pixel_over_known_colours_can_be_drawn():
+    """Half of the patch is red: its mean is not grey, and all values of a channel must not be ruled out for it."""
+    levels, hidden = (
+        torch.tensor([255, 0, 0], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 2, 2),
+        torch.zeros(1, 2, 2),
+    )
+    hidden[:, 0] = 1
+    for given in (
+        KnownPixels(normalize(levels), hidden.bool(), Grey()),
+        KnownPixels(normalize(levels), torch.ones(1, 2, 2).bool(), Grey()),
+    ):
+        drawn = torch.zeros(1, 0, dtype=torch.long)
+        for channel in range(3):
+            weights = given.guide_weights(channel, drawn)
+            drawn = torch.cat([drawn, weights.argmax(1, keepdim=True)], dim=1)
+            assert weights.isfinite().any()
+        assert (len(drawn.unique()) == 1) == given.hidden.all()
+
+
+@pytest.mark.parametrize("distance", [0, 7])
+def test_within(kind, distance):
+    image, drawn = edited(kind, Within(distance))
+    assert np.abs(image - drawn).max() == distance
+
+
+def test_palette(kind):
+    _, drawn = edited(kind, Palette(COLOURS))
+    drawn = set(map(tuple, drawn.reshape(-1, 3).tolist()))
+    assert drawn <= set(map(tuple, COLOURS))
+    assert len(drawn) > 2
+
+
+def test_what_is_allowed_keeps_its_proportions():
+    """A constraint conditions the distribution: of two colours, what the model finds likelier comes as much oftener."""
+    model, levels = opinionated(tiny_model()), random_levels(1, 8)
+    met = []
+
+    def pick(probs, uniforms):
+        met.append(probs)
+        return probs.argmax(-1)
+
+    conds, hidden = [model.fake_latent] * model.num_conds, torch.zeros(1, 8, 8, dtype=torch.bool)
+    hidden[0, 0, 0] = True
+    for constraint in (
+        None,
+        lambda channel, drawn, reference: torch.arange(256).expand(len(reference), -1) % 2 == 0,
+    ):
+        model.sample(conds, (1, 1), pick=pick, given=KnownPixels(normalize(levels), hidden, constraint))
+    free, even = met[0][0], met[3][0]
+    torch.testing.assert_close(even[::2], free[::2] / free[::2].sum())
+    assert (even[1::2] == 0).all()
+
+
+def guides(given: KnownPixels, drawn: tuple[int, ...] = ()) -> list[int]:
+    """The possible values of the next channel of one guiding pixel."""
+    weights = given.guide_weights(len(drawn), torch.tensor([drawn], dtype=torch.long))
+    return weights[0].isfinite().nonzero().flatten().tolist()
+
+
+def test_a_guiding_pixel_is_the_mean_of_known_colours_and_hidden_pixels_that_fulfil_the_constraint():
+    """Three of four pixels are red: with a grey one, their mean is red too; the hidden one's grey is told by R."""
+    levels, hidden = torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.zeros(1, 2, 2, dtype=torch.bool)
+    levels[:, 0], levels[:, :, 0, 0], hidden[:, 0, 0] = 200, 80, True
+    red = KnownPixels(normalize(levels), hidden, Grey())
+    assert guides(red) == [*range(150, 215)]
+    assert guides(red, (170,)) == [20]
+    assert guides(red, (170, 20)) == [20]
+    near = KnownPixels(normalize(levels), hidden, Within(4))
+    assert guides(near) == [169, 170, 171]
+    assert guides(near, (170,)) == [19, 20, 21]
+    nothing_known = torch.ones_like(hidden)
+    assert guides(KnownPixels(normalize(levels), nothing_known, Grey()), (170,)) == [170]
+    assert guides(KnownPixels(normalize(levels), nothing_known, Within(4))) == [*range(166, 175)]
+
+
+def test_a_plain_function_will_do(kind):
+    _, drawn = edited(
+        kind, lambda channel, drawn, reference: torch.arange(256).expand(len(reference), -1) < 10
+    )
+    assert drawn.max() < 10
+
+
+def test_a_constraint_that_allows_nothing_is_named():
+    with pytest.raises(ValueError, match="allows no value of channel G"):
+        edited("mar", lambda channel, drawn, reference: torch.full((len(reference), 256), channel != 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Within(-1), "distance -1 is out of range; it must be from 0 to 255 levels"),
+        (lambda: Palette([[0, 0, 256]]), "must be one or more colours of R, G, B from 0 to 255"),
+        (lambda: Palette([0, 0, 25]), "must be one or more colours"),
+        (lambda: Palette([]), "must be one or more colours"),
+    ],
+)
+def test_settings_out_of_range_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,113 @@
+"""The contract of a generator type, with one registered here as a user would."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from conftest import random_levels, tiny_model
+from evaluation.cost import forward_cost
+from models.generator import GENERATORS, ForwardOptions, Generator, LevelOutput, Mask, register_generator
+from models.patches import patchify, take
+from models.sampling.canvas import LevelSampler
+from util.pixels import normalize
+
+
+@pytest.fixture
+def independent():
+    """A new type: every patch at once from the condition and its position, knowing nothing of its siblings."""
+
+    @register_generator("independent", num_conds_out=1, reads=1)
+    class Independent(Generator):
+        def __init__(self, spec):
+            super().__init__(spec)
+            self.cond_emb = nn.Linear(spec.cond_dim, spec.embed_dim)
+            self.position = nn.Parameter(0.02 * torch.randn(spec.num_patches, spec.embed_dim))
+
+        def outputs(self, conds):
+            return torch.tanh(self.cond_emb(conds[0])[:, None] + self.position)  # (N, L, D)
+
+        def forward(self, images, conds, choices):
+            size = self.spec.patch_size
+            return LevelOutput(
+                patchify(images, size).reshape(-1, 3, size, size), [self.outputs(conds).flatten(0, 1)]
+            )
+
+        def plan(self, num_iter, hidden=None):
+            yield 0, self.spec.num_patches, 1.0
+
+        def sampler(self, child, setup):
+            return IndependentSampler(self, child, setup)
+
+    class IndependentSampler(LevelSampler):
+        def start(self, conds, guidance, noise, order, given=None):
+            return guidance.double(order), self.generator.outputs(conds)
+
+        def predict(self, state, known, begin, end):
+            where, outputs = state
+            return [take(outputs, where[:, begin:end]).flatten(0, 1)]
+
+    yield Independent
+    del GENERATORS["independent"]
+
+
+def test_a_registered_type_trains_and_samples(independent):
+    model = tiny_model("mar", generator_type_list=["mar", "independent", "ar"], num_conds=5).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    images, labels = normalize(torch.full((8, 3, 8, 8), 40)), torch.zeros(8, dtype=torch.long)
+    losses = []
+    for _ in range(40):
+        losses.append(model(images, labels))
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.5 * losses[0]
+    drawn = model.generate([0, 1], guidance_scale=2.0, seed=0, output_type="np", progress_bar=False)
+    assert drawn.shape == (2, 8, 8, 3)
+
+
+def test_a_type_that_reads_one_condition_may_follow_one_that_hands_down_one(independent):
+    kinds = ["ar", "independent", "ar"]
+    model = tiny_model("mar", generator_type_list=kinds, num_conds=5)
+    assert model(normalize(random_levels(2, 8)), torch.zeros(2, dtype=torch.long)).isfinite()
+    with pytest.raises(
+        ValueError, match="level 1: num_conds 5, but the independent level above hands down 1"
+    ):
+        tiny_model("mar", generator_type_list=["independent", "mar", "ar"], num_conds=5)
+
+
+def test_the_cost_report_says_what_a_type_lacks(independent):
+    with pytest.raises(NotImplementedError, match=r"Independent.run, which the cost report measures"):
+        forward_cost(tiny_model("mar", generator_type_list=["mar", "independent", "ar"]))
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match="'mar' is registered already"):
+        register_generator("mar", num_conds_out=5)(Generator)
+
+
+def test_mask_of_counts_masks_so_many_and_knows_their_numbers():
+    counts = np.array([1, 3, 4])
+    order = torch.tensor([[0.9, 0.1, 0.5, 0.3], [0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]])
+    mask = Mask.of_counts(counts, order)
+    assert mask.masked.int().tolist() == [[0, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    assert mask.rows.tolist() == [1, 4, 5, 6, 8, 9, 10, 11]
+    again = Mask.of(mask.masked)
+    assert torch.equal(again.rows, mask.rows)
+
+
+def test_an_unmasked_patch_reaches_nothing_below(kind):
+    """What goes down is the masked patches, row-major, with their images."""
+    model = tiny_model(kind)
+    generator = model.generators[0]
+    images = normalize(random_levels(3, 8))
+    mask = Mask.of(torch.rand(3, 16) < 0.5)
+    handed = generator(
+        images,
+        model.conditions(torch.zeros(3, dtype=torch.long), torch.zeros(3).bool()),
+        ForwardOptions([mask] * 2),
+    )
+    every = patchify(images, 2).flatten(0, 1)
+    expected = every[mask.rows] if kind not in ("ar", "ar over mar") else every
+    assert torch.equal(handed.images.flatten(1), expected)
+    assert all(len(cond) == len(expected) for cond in handed.conds)

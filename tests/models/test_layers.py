@@ -1,0 +1,98 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from models.layers import Block, RotaryBlock, plain_attention, run_blocks
+from models.rope import rotate, rotation_table
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_plain_attention_equals_the_fused_one(causal):
+    q, k, v = torch.randn(3, 5, 2, 3, 8)
+    fused = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    torch.testing.assert_close(plain_attention(q, k, v, causal), fused, rtol=1e-5, atol=1e-6)
+
+
+class SpySoftmax(TorchDispatchMode):
+    """Notes the dtype of every softmax."""
+
+    def __init__(self, met: list):
+        super().__init__()
+        self.met = met
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._softmax.default:
+            self.met.append(args[0].dtype)
+        return function(*args, **(kwargs or {}))
+
+
+def test_softmax_is_float32_whatever_the_input():
+    q, k, v = torch.randn(3, 2, 2, 3, 8).bfloat16()
+    met = []
+    with SpySoftmax(met), torch.autocast("cpu", torch.bfloat16):
+        assert plain_attention(q, k, v, True).dtype == torch.bfloat16
+    assert met == [torch.float32]
+
+
+def test_one_query_equals_the_fused_kernel():
+    q, (k, v) = torch.randn(5, 2, 1, 8), torch.randn(2, 5, 2, 3, 8)
+    torch.testing.assert_close(
+        plain_attention(q, k, v, False), F.scaled_dot_product_attention(q, k, v), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_without_dropout_keeps_no_square_of_the_tokens(dtype):
+    saved = []
+    x = torch.randn(2, 24, 16, requires_grad=True)
+    block, rotary = Block(16, 2), RotaryBlock(16, 2, 0.1)
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t)
+    with keep, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        (
+            block(x, True).sum()
+            + block(x).sum()
+            + rotary(x, tuple(t[:24] for t in rotation_table(5, 8))).sum()
+        ).backward()
+    assert saved
+    assert not [shape for shape in saved if shape[-2:] == (24, 24)]
+
+
+def test_dropout_on_attention_weights_only_in_training():
+    block = Block(16, 2, attn_dropout=0.5)
+    x = torch.randn(2, 3, 16)
+    assert not torch.equal(block.train()(x), block(x))
+    assert torch.equal(block.eval()(x), block(x))
+
+
+def test_rotation_turns_row_half_by_row_and_column_half_by_column():
+    cos, sin = rotation_table(3, 8)
+    assert cos.shape == (10, 4)
+    assert not cos[0].any()  # the condition token becomes a zero vector
+    assert not sin[0].any()
+    x = torch.randn(1, 1, 10, 8)
+    turned = rotate(x, (cos, sin))
+    assert not turned[0, 0, 0].any()
+    y, column = 2, 1
+    token = 1 + 3 * y + column
+    pairs = torch.view_as_complex(x[0, 0, token].view(4, 2).double())
+    angles = torch.tensor([y * 1.0, y * 10000**-0.5, column * 1.0, column * 10000**-0.5], dtype=torch.float64)
+    expected = torch.view_as_real(pairs * torch.polar(torch.ones(4, dtype=torch.float64), angles)).flatten()
+    torch.testing.assert_close(turned[0, 0, token].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_swiglu_width_is_rounded_up_to_256():
+    assert RotaryBlock(1024, 16, 0.0).feed_forward.w1.out_features == 2816
+    assert RotaryBlock(32, 2, 0.0).feed_forward.w1.out_features == 256
+
+
+def test_checkpointing_changes_nothing():
+    blocks = torch.nn.ModuleList(Block(16, 2) for _ in range(2))
+    results = []
+    for checkpointing in (False, True):
+        x = torch.ones(2, 5, 16, requires_grad=True)
+        out = run_blocks(blocks, x, checkpointing=checkpointing)
+        grads = torch.autograd.grad(out.square().sum(), [x, *blocks.parameters()])
+        results.append([out, *grads])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,110 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import random_levels, train_tiny
+from util import checkpoint
+from util.data import tool
+from util.data.loader import ImageDataset, open_split
+from util.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """12 training and 6 validation JPEGs of 20 x 30 pixels in 3 classes; a bad one in each split, numbers 7 and 3."""
+    for split, n in (("train", 12), ("val", 6)):
+        for i, levels in enumerate(random_levels(n, 10, seed=n)):
+            path = tmp_path / "files" / split / "abc"[i % 3] / f"{i:02d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(levels.permute(1, 2, 0).numpy()).resize((20, 30)).save(path, quality=95)
+        bad = tmp_path / "files" / split / "b" / ("10.jpg" if split == "train" else "04.jpg")
+        bad.write_bytes(bad.read_bytes()[:200])
+    return tmp_path / "files"
+
+
+def pack(data, out, *flags) -> None:
+    assert tool.main(["pack", str(data), str(out), "--img_size", "8", "--num_workers", "0", *flags]) == 0
+
+
+def test_training_from_a_pack_equals_training_from_the_files_to_the_bit(folder, tmp_path):
+    """Flips, a bad image in training and one in validation included."""
+    pack(folder, tmp_path / "pack")
+    ends, logs = [], []
+    for data in (folder, tmp_path / "pack"):
+        out = tmp_path / f"out-{data.name}"
+        logs.append(train_tiny(data, out, "--epochs 2 --eval_freq 1"))
+        ends.append(checkpoint.load(out / "checkpoint-last.pth")["model"])
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    figures = [
+        [{k: v for k, v in record.items() if not k.endswith("per_s")} for record in log[1:]] for log in logs
+    ]
+    assert figures[0] == figures[1]
+    assert sum("bad image" in record.get("note", "") for record in figures[0]) == 2
+
+
+def test_a_pack_holds_the_crops_labels_names_and_classes(folder, tmp_path):
+    pack(folder, tmp_path / "pack")
+    packed, files = (
+        ImageDataset(open_split(root, "train"), 8, seed=0, flip=True) for root in (tmp_path / "pack", folder)
+    )
+    assert packed.classes == files.classes == ["a", "b", "c"]
+    assert [packed.source.name(i) for i in range(12)] == files.source.paths
+    for i in (*range(7), *range(8, 12)):
+        for epoch in (0, 1):
+            (levels, *rest), (expected, *expected_rest) = packed[epoch, i], files[epoch, i]
+            assert torch.equal(levels, expected)
+            assert rest == expected_rest
+    for data in (packed, files):
+        with pytest.raises(UserError, match=r"files/train/b/10.jpg: cannot be read as an image"):
+            data[0, 7]
+    packed = ImageDataset(open_split(tmp_path / "pack", "train"), 8, seed=0)
+    assert len(pickle.dumps(packed)) < 3000, "a worker is handed the place of the images, not the images"
+
+
+def test_a_pack_of_another_size_or_with_fast_decoding_is_refused(folder, tmp_path):
+    pack(folder, tmp_path / "pack", "--splits", "train")
+    source = open_split(tmp_path / "pack", "train")
+    with pytest.raises(
+        UserError, match="packed images of 8 px do not fit a model of 32 px; pack them with --img_size 32"
+    ):
+        ImageDataset(source, 32, seed=0)
+    with pytest.raises(UserError, match="--fast_decode does not apply to packed images"):
+        ImageDataset(source, 8, seed=0, fast=True)
+
+
+def damage_manifest(folder):
+    note = json.loads((folder / "pack.json").read_text())
+    (folder / "pack.json").write_text(json.dumps({**note, "img_size": 16}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda folder: (folder / "pack.json").unlink(),
+            "packing was interrupted; run the same dataset_tool pack command",
+        ),
+        (lambda folder: (folder / "pictures.npy").unlink(), "the pack is damaged"),
+        (
+            lambda folder: (folder / "pictures.npy").write_bytes((folder / "pictures.npy").read_bytes()[:-1]),
+            "the pack is damaged",
+        ),
+        (
+            lambda folder: np.save(folder / "labels.npy", np.array([print], dtype=object)),
+            "the pack is damaged",
+        ),
+        (
+            damage_manifest,
+            r"the pack is damaged \(pictures.npy is uint8 \(12, 3, 8, 8\), not uint8 \(12, 3, 16, 16\)\)",
+        ),
+    ],
+)
+def test_an_unfinished_or_damaged_pack_is_refused(damage, message, folder, tmp_path):
+    pack(folder, tmp_path / "pack", "--splits", "train")
+    damage(tmp_path / "pack" / "train")
+    with pytest.raises(UserError, match=message):
+        open_split(tmp_path / "pack", "train")

@@ -1,0 +1,242 @@
+import argparse
+import io
+import os
+import pickle
+import random
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import tiny_model
+from util import checkpoint
+from util.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def content(step: int = 7) -> dict:
+    return {
+        "model": tiny_model().state_dict(),
+        "optimizer": {},
+        "epoch": 3,
+        "scaler": {},
+        "args": argparse.Namespace(lr=1.0),
+        "step": step,
+    }
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_published_format_round_trip(tmp_path):
+    checkpoint.save(tmp_path, content())
+    loaded = checkpoint.load(tmp_path / checkpoint.NAME)
+    assert list(loaded)[:5] == ["model", "optimizer", "epoch", "scaler", "args"]
+    assert loaded["args"] == argparse.Namespace(lr=1.0)
+    assert torch.equal(loaded["model"]["fake_latent"], content()["model"]["fake_latent"])
+
+
+def test_the_last_few_are_kept_and_the_published_name_is_the_newest(tmp_path):
+    for step in (7, 20, 3, 21):  # the third after going back to an earlier one
+        checkpoint.save(tmp_path, content(step), keep_last=2)
+    assert names(tmp_path) == [
+        "checkpoint-00000003.pth", "checkpoint-00000003.pth.sha256", "checkpoint-00000021.pth", "checkpoint-00000021.pth.sha256",
+        "checkpoint-last.pth",
+    ]  # fmt: skip
+    assert (tmp_path / checkpoint.NAME).samefile(tmp_path / "checkpoint-00000021.pth")
+    subprocess.run(
+        ["sha256sum", "--check", "--strict", *map(str, tmp_path.glob("*.sha256"))], cwd=tmp_path, check=True
+    )
+
+
+def test_only_what_we_wrote_is_cleared_away_and_never_the_newest(tmp_path):
+    foreign = [
+        "checkpoint-40.pth",
+        "checkpoint-00000080-best.pth",
+        "checkpoint-00000090.pth",
+    ]  # the last without a hash
+    for name in foreign:
+        (tmp_path / name).write_text("mine")
+    for step in (1, 2):
+        checkpoint.save(tmp_path, content(step), keep_last=1)
+        os.utime(tmp_path / f"checkpoint-{step:08d}.pth", times=(2**32, 2**32))  # another machine's clock
+    assert {*foreign, "checkpoint-00000002.pth", "checkpoint-last.pth"} <= set(names(tmp_path))
+    assert not (tmp_path / "checkpoint-00000001.pth").exists()
+    assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 2
+    checkpoint.save(tmp_path, content(3), keep_last=2)
+    assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 3
+
+
+def test_a_file_system_without_links(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(PermissionError))
+    checkpoint.save(tmp_path, content(1))
+    assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 1
+    monkeypatch.setattr(
+        "shutil.copyfile", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    for step in (2, 3, 4):
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.save(tmp_path, content(step))
+    assert len(list(tmp_path.glob("checkpoint-0*.pth"))) == 2
+    assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 4
+
+
+def test_killed_before_the_first_one_has_its_second_name(tmp_path):
+    checkpoint.save(tmp_path, content(1))
+    (tmp_path / checkpoint.NAME).unlink()
+    assert checkpoint.exists(tmp_path / checkpoint.NAME)
+    assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 1
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    checkpoint.save(tmp_path, content())
+    before = names(tmp_path)
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        checkpoint.save(tmp_path, {"step": 8, "model": lambda: None})
+    assert checkpoint.load(tmp_path / checkpoint.NAME)["step"] == 7
+    assert names(tmp_path) == before
+
+
+def test_a_full_disk_is_the_systems_error_and_leaves_the_old_file(tmp_path):
+    """Under a limit on the size of files, as the kernel sets it."""
+    script = (
+        "import resource, sys; from pathlib import Path; import torch; from util import checkpoint\n"
+        "small, large = ({'step': n, 'model': {'w': torch.zeros(n * 1000)}} for n in (1, 900))\n"
+        "folder = Path(sys.argv[1]); checkpoint.save(folder, small)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
+        "try: checkpoint.save(folder, large)\n"
+        "except OSError as error: print(error.strerror, checkpoint.load(folder / checkpoint.NAME)['step'], len(list(folder.iterdir())))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.stdout == "File too large 1 3\n", result.stderr
+
+
+def test_every_flipped_bit_and_every_cut_is_found(tmp_path):
+    checkpoint.save(tmp_path, content())
+    whole, rng = (tmp_path / checkpoint.NAME).read_bytes(), random.Random(0)
+    path = tmp_path / "checkpoint-00000007.pth"
+    loaded = 0
+    for trial in range(1000):
+        damaged = bytearray(whole)
+        if trial % 2:
+            damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        else:
+            del damaged[rng.randrange(len(whole)) :]
+        path.write_bytes(damaged)
+        if trial < 40:  # by torch alone
+            with suppress(Exception):
+                torch.load(io.BytesIO(damaged), weights_only=True)
+                loaded += 1
+        for name in (path, tmp_path / checkpoint.NAME):
+            with pytest.raises(UserError, match=f"{name}: damaged, its SHA-256"):
+                checkpoint.load(name)
+    assert loaded > 5, "nothing would have been wrong without the hash"
+
+
+def test_of_a_damaged_newest_file_the_one_before_is_taken_and_both_are_named(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, content(step), keep_last=3)
+    newest = tmp_path / "checkpoint-00000003.pth"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    said = []
+    path, loaded = checkpoint.load_newest(tmp_path / checkpoint.NAME, said.append)
+    assert (path.name, loaded["step"]) == ("checkpoint-00000002.pth", 2)
+    assert [line.split(": damaged")[0] for line in said] == [str(tmp_path / checkpoint.NAME)]
+    path.write_bytes(b"")
+    (tmp_path / "checkpoint-00000001.pth").unlink()
+    with pytest.raises(UserError, match=r"checkpoint-last.pth: damaged"):
+        checkpoint.load_newest(tmp_path / checkpoint.NAME, said.append)
+    with pytest.raises(
+        UserError, match=r"checkpoint-00000003.pth: damaged"
+    ):  # asked for by name: no other is taken
+        checkpoint.load_newest(newest, said.append)
+
+
+def test_what_a_killed_run_left_is_tidied_up(tmp_path):
+    checkpoint.save(tmp_path, content())
+    before = names(tmp_path)
+    for name in ("checkpoint-00000009.pth.123.tmp", "checkpoint-00000009.pth.sha256", "settings.json.5.tmp"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / "mine.tmp").touch()
+    checkpoint.clean(tmp_path)
+    assert names(tmp_path) == sorted([*before, "mine.tmp"])
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, zipped):
+    path, proof = tmp_path / "hostile.pth", tmp_path / "it ran".replace(" ", "_")
+    torch.save({"model": {}, "epoch": Hostile(proof)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=r"hostile.pth: refused.*system") as error:
+        checkpoint.load(path)
+    assert not proof.exists()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 3000, -1])
+def test_a_truncated_file_is_named(tmp_path, keep):
+    path = tmp_path / checkpoint.NAME
+    torch.save(content(), path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(
+        UserError, match=f"{checkpoint.NAME}: (cannot be read|refused), it is damaged"
+    ) as error:
+        checkpoint.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_and_file_without_weights(tmp_path):
+    with pytest.raises(
+        UserError, match=r"no such checkpoint; give the file or the folder that holds checkpoint-last.pth"
+    ):
+        checkpoint.load(checkpoint.locate(tmp_path))
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="no dict 'model'"):
+        checkpoint.load(tmp_path / "list.pth")
+    torch.save({"model": {"w": 3}}, tmp_path / "number.pth")
+    with pytest.raises(UserError, match="no dict 'model' of tensors"):
+        checkpoint.load(tmp_path / "number.pth")
+
+
+def test_the_published_client_line_loads_what_we_write(tmp_path):
+    checkpoint.save(tmp_path, content())
+    tiny_model().load_state_dict(torch.load(tmp_path / checkpoint.NAME)["model"])
+
+
+def test_weights_of_another_model_are_described_and_nothing_is_loaded(tmp_path):
+    model = tiny_model("mar")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(
+        UserError, match=r"x.pth: weights of another model: 3\d missing \(.*mask_token.*\); \d+ unknown"
+    ) as error:
+        checkpoint.load_weights(model, tiny_model("ar").state_dict(), tmp_path / "x.pth")
+    assert "\n" not in str(error.value)
+    with pytest.raises(
+        UserError, match=r"of another shape \(class_emb.weight \(7, 32\) instead of \(4, 32\)\)"
+    ):
+        checkpoint.load_weights(model, tiny_model("mar", class_num=7).state_dict(), tmp_path / "x.pth")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_random_state_of_every_generator_comes_back(tmp_path):
+    device = torch.device("cpu")
+    draw = lambda: (random.random(), np.random.random(), torch.rand(1).item())  # noqa: E731
+    torch.save({"model": {}, "random": checkpoint.random_state(device)}, tmp_path / "state.pth")
+    first = draw()
+    checkpoint.set_random_state(checkpoint.load(tmp_path / "state.pth")["random"], device)
+    assert draw() == first

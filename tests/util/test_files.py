@@ -1,0 +1,34 @@
+import hashlib
+import json
+
+import pytest
+
+from util.errors import UserError
+from util.files import atomic_write, sha256, write_json
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    with atomic_write(path) as temporary:
+        temporary.write_text("first")
+        assert not path.exists()
+    assert path.read_text() == "first"
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
+        _ = temporary.write_text("half of the seco") / 0
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_sha256_is_the_one_of_the_library(tmp_path):
+    content = bytes(range(256)) * 9000  # more than a block
+    (tmp_path / "file").write_bytes(content)
+    assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_json_is_written_or_the_user_told(tmp_path):
+    write_json(tmp_path / "scores.json", {"bits": 3.14, "by": {"level0": None}})
+    assert json.loads((tmp_path / "scores.json").read_text()) == {"bits": 3.14, "by": {"level0": None}}
+    with pytest.raises(
+        UserError, match=r"nowhere/scores.json: cannot be written \(No such file or directory\)"
+    ):
+        write_json(tmp_path / "nowhere" / "scores.json", {})

@@ -1,0 +1,55 @@
+import json
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from util.meters import RunLog
+
+
+def test_records_go_to_tensorboard_and_a_json_line_and_lines_without_a_terminal(tmp_path, capsys):
+    with RunLog(tmp_path, enabled=True) as log:
+        log.start_epoch(0, 2, 5, 0)
+        log.step()
+        log.record(5, {"train/loss": 1.5, "train/lr": 0.1})
+    assert json.loads((tmp_path / "log.txt").read_text()) == {"step": 5, "train/loss": 1.5, "train/lr": 0.1}
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(5, 1.5)]
+    assert capsys.readouterr().out == "step 5  train/loss 1.5  train/lr 0.1\n"
+
+
+def test_a_terminal_shows_a_bar_with_loss_and_eta_and_validation_as_lines(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with RunLog(tmp_path, enabled=True) as log:
+        log.start_epoch(0, 2, 5, 0)
+        for _ in range(5):
+            log.step()
+        log.record(5, {"train/loss": 1.5, "train/lr": 0.1})
+        log.record(5, {"val/bits_per_dim": 3.25})
+        log.start_epoch(1, 2, 5, 0)
+        log.bar.refresh()
+    out, err = capsys.readouterr()
+    assert out == "step 5  val/bits_per_dim 3.25\n"
+    assert "epoch 2/2" in err
+    assert "5/10" in err
+    assert "loss=1.5" in err.splitlines()[-1]
+
+
+def test_a_note_is_kept_and_a_name_that_is_no_text_can_be_said(tmp_path, capsys):
+    name = (
+        b"\xd0\xdc\xc3\xa8".decode(errors="surrogateescape") + "猫"
+    )  # "panda" in GBK: no UTF-8 at first, then an e by chance
+    with RunLog(tmp_path, enabled=True) as log:
+        log.note(name)
+    assert json.loads((tmp_path / "log.txt").read_text()) == {"note": name}
+    assert capsys.readouterr().out == "\\udcd0\\udcdcè猫\n"
+
+
+def test_other_processes_write_nothing(tmp_path, capsys):
+    with RunLog(tmp_path, enabled=False) as log:
+        log.start_epoch(0, 1, 1, 0)
+        log.step()
+        log.record(1, {"train/loss": 1.0})
+        log.say("hello")
+        log.note("hello")
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""

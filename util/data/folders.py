@@ -1,0 +1,133 @@
+"""Folders of image files: class folders, a flat val/ with a list of labels, and images without classes."""
+
+import os
+import re
+from pathlib import Path
+
+from util.data.source import Files
+from util.errors import UserError
+
+# torchvision's, written out (importing it takes longer than torch does), and one
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+HELD_OUT = 20  # of a folder without train/ and val/, every 20th image is for validation
+LAYOUT = "--data_path must hold train/ and val/, each with a folder of images for every class; README has the other kinds"
+# Tiny-ImageNet, Kaggle, TensorFlow's synset list, Caffe
+LABEL_LISTS = (
+    "val_annotations.txt",
+    "LOC_val_solution.csv",
+    "imagenet_2012_validation_synset_labels.txt",
+    "val.txt",
+)
+
+
+def open_folders(root: Path, split: str) -> Files:
+    """Lists `split` of a folder of image files. Raises UserError that says what is missing."""
+    folder = root / split
+    if not folder.is_dir():
+        if root.is_dir() and images_in(root) and not any((root / name).is_dir() for name in ("train", "val")):
+            paths = [
+                path for i, path in enumerate(images_below(root)) if (i % HELD_OUT == 0) == (split == "val")
+            ]
+            return without_classes(paths, f", every {HELD_OUT}th for validation")
+        raise UserError(f"{folder}: no such folder; {LAYOUT}")
+    flat = flat_split(root, folder) if split == "val" else None
+    return flat or class_folders(folder)
+
+
+def class_folders(folder: Path) -> Files:
+    """A folder a class, in torchvision's order; where no folder holds an image, the images themselves, without classes."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; {LAYOUT}")
+    classes = subfolders(folder)
+    found = [images_below(folder / name) for name in classes]
+    if not any(found):
+        if loose := images_in(folder):
+            return without_classes(loose)
+        raise UserError(f"{folder}: there is no image in it; {LAYOUT}")
+    if empty := [name for name, paths in zip(classes, found, strict=True) if not paths]:
+        names = ", ".join(empty[:9])
+        raise UserError(
+            f"{folder}: no image in {len(empty)} of its class folders ({names}); remove or fill them"
+        )
+    labels = [number for number, paths in enumerate(found) for _ in paths]
+    return Files("class folders", [path for paths in found for path in paths], labels, classes)
+
+
+def without_classes(paths: list[str], how: str = "") -> Files:
+    return Files(f"images without classes{how}", paths, [0] * len(paths), [])
+
+
+def flat_split(root: Path, folder: Path) -> Files | None:
+    """val/*.JPEG or val/images/*.JPEG with one of LABEL_LISTS beside them; None where it is something else."""
+    folders, classes = subfolders(folder), subfolders(root / "train")
+    paths = images_in(folder / "images" if folders == ["images"] else folder)
+    if not paths or folders not in ([], ["images"]):
+        return None
+    for path in (place / name for name in LABEL_LISTS for place in (folder, root)):
+        if path.is_file():
+            labels, classes = read_labels(path, paths, classes)
+            return Files(f"a flat {folder.name}/ with {path.name}", paths, labels, classes)
+    if classes and not set(folders) & set(classes):
+        raise UserError(
+            f"{folder}: its {len(paths)} images are in no class folders, and there is no list of their labels; "
+            f"put one of {', '.join(LABEL_LISTS)} in {root}"
+        )
+    return None
+
+
+def read_labels(path: Path, files: list[str], classes: list[str]) -> tuple[list[int], list[str]]:
+    """Labels of `files` and the classes, which the list names where `classes` is empty.
+
+    A line is a file and its class, between them a tab, a comma or a space; or the class alone, for the files in order.
+    A class is a name, or else a number from 0 in the order of names.
+    """
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    rows = [re.split(r"[\t,]|\s+(?=\S+$)", line.strip(), maxsplit=1) for line in lines if line.strip()]
+    if all(len(row) == 1 for row in rows):
+        if len(rows) != len(files):
+            raise UserError(
+                f"{path}: has {len(rows)} lines for {len(files)} images; it must have one for each"
+            )
+        rows = [[file, *row] for file, row in zip(files, rows, strict=True)]
+    by_stem = {Path(row[0]).stem: row[-1].split()[0] for row in rows if row[-1].strip()}
+    if unnamed := [file for file in files if Path(file).stem not in by_stem]:
+        raise UserError(
+            f"{path}: has no line for {len(unnamed)} of {len(files)} images, the first is {unnamed[0]}"
+        )
+    given = [by_stem[Path(file).stem] for file in files]
+    if not classes:
+        numbers = all(name.isdecimal() for name in given)
+        classes = [str(i) for i in range(max(map(int, given)) + 1)] if numbers else sorted(set(given))
+    number = {**{str(i): i for i in range(len(classes))}, **{name: i for i, name in enumerate(classes)}}
+    if unknown := sorted(set(given) - number.keys()):
+        raise UserError(
+            f"{path}: {unknown[0]!r} is none of the {len(classes)} classes; train/ must have a folder for each"
+        )
+    return [number[name] for name in given], classes
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in `folder`, sorted; hidden ones are not counted. Empty where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
+    )
+
+
+def images_in(folder: Path) -> list[str]:
+    """Paths of the image files in `folder`, sorted by name, without those in its folders."""
+    entries = os.scandir(folder) if folder.is_dir() else ()
+    return sorted(entry.path for entry in entries if is_image(entry.name) and not entry.is_dir())
+
+
+def images_below(folder: Path) -> list[str]:
+    """Paths of all image files below `folder`, in torchvision's order."""
+    found = sorted(os.walk(folder, followlinks=True))
+    return [
+        os.path.join(place, name) for place, _, names in found for name in sorted(names) if is_image(name)
+    ]  # noqa: PTH118
+
+
+def is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")  # macOS leaves "._name.jpg"
