@@ -19,12 +19,11 @@ from evaluation.nll import compute_nll  # noqa: F401  a published name of this m
 from models.fractalgen import FractalGen
 from models.sampling.generate import is_out_of_memory
 from util import dist
+from util.checkpoint import fingerprint
 from util.dist import World
 from util.errors import UserError
-from util.lr_sched import learning_rate
 from util.meters import BadSteps, PeakMemory, RunLog, Window
 from util.pixels import normalize, to_pil
-from util.weights import fingerprint
 
 OF_TRAINING = (
     "label_drop_prob",
@@ -34,6 +33,21 @@ OF_TRAINING = (
     "grad_checkpointing",
 )  # no image sees them
 LOG_EVERY = 20  # steps; the only places in an epoch where the host waits for the device
+
+
+LR_SCHEDULES = ("cosine", "constant")
+
+
+def learning_rate(
+    epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, epochs: float, schedule: str
+) -> float:
+    """The rate at `epoch` (fractional, from 0 to `epochs`)."""
+    if epoch < warmup_epochs:
+        return lr * epoch / warmup_epochs
+    if schedule == "constant":
+        return lr
+    progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
+    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from util.flags import get_args_parser, has_bf16, make_writable, provenance
 
 def main(argv: list[str] | None = None) -> None:
     """The command line. Bad input ends it with one line and exit status 2."""
-    parser = get_args_parser(__doc__, tuple(fractalgen.PRESETS), SCHEDULES)
+    parser = get_args_parser(__doc__, tuple(fractalgen.PRESETS), SCHEDULES, engine.LR_SCHEDULES)
     args = parser.parse_args(argv)
     with parser.one_line_errors():
         run(args)

@@ -16,8 +16,8 @@ from util.errors import UserError, one_line
 from util.files import write_json
 from util.flags import provenance
 from util.meters import BadSteps, RunLog
+from util.pixels import make_sheet
 from util.signals import Interrupt, Interrupted
-from util.visualize import make_sheet
 
 SETTINGS = "settings.json"
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from util.errors import UserError
 from util.files import atomic_write
-from util.pixels import to_pil
-from util.visualize import make_sheet
+from util.pixels import make_sheet, to_pil
 
 
 class Growth:

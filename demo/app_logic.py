@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from charts import bar_chart, enlarge, heat_map, outline
 from live import watch
 from PIL import Image
 
@@ -25,7 +26,6 @@ from util.crop import center_crop_arr
 from util.errors import UserError
 from util.inputs import open_exact
 from util.pixels import to_pil
-from util.visualize import bar_chart, enlarge, heat_map, outline
 
 PATCH, KNOWN, UNKNOWN = (
     "#ff2d95",

@@ -27,7 +27,7 @@ from common import lossless_files, plot_curve, read_split, run_main, share_read_
 from models import fractalgen  # noqa: E402
 from models.sampling.edit import box_mask  # noqa: E402
 from util import checkpoint  # noqa: E402
-from util.visualize import make_sheet  # noqa: E402
+from util.pixels import make_sheet  # noqa: E402
 
 PER_CLASS = 8
 EDITS = (  # name; box x, y, width, height; is the box repainted, or all around it; to which class further on

@@ -30,7 +30,7 @@ from util.errors import UserError  # noqa: E402
 from util.files import atomic_write  # noqa: E402
 from util.flags import Parser  # noqa: E402
 from util.inputs import open_exact, to_mask_batch  # noqa: E402
-from util.visualize import make_sheet  # noqa: E402
+from util.pixels import make_sheet  # noqa: E402
 
 
 def parse(arguments: list[str] | None) -> tuple[Parser, argparse.Namespace]:

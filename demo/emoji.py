@@ -27,7 +27,7 @@ from emoji_data import CLASSES, COPY, prepare  # noqa: E402
 from models import fractalgen  # noqa: E402
 from models.fractalgen import FractalGen  # noqa: E402
 from util import checkpoint  # noqa: E402
-from util.visualize import make_sheet  # noqa: E402
+from util.pixels import make_sheet  # noqa: E402
 
 PER_CLASS, BESIDE, PASSES = (
     6,

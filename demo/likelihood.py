@@ -15,6 +15,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from charts import heat_map  # noqa: E402
+
 from models.fractalgen import FractalGen  # noqa: E402  need the path above when the package is not installed
 from models.hub.classes import find_class  # noqa: E402
 from models.hub.zoo import BUNDLED, load  # noqa: E402
@@ -23,7 +25,7 @@ from util.errors import UserError  # noqa: E402
 from util.files import atomic_write  # noqa: E402
 from util.flags import Parser  # noqa: E402
 from util.inputs import open_exact  # noqa: E402
-from util.visualize import heat_map, make_sheet  # noqa: E402
+from util.pixels import make_sheet  # noqa: E402
 
 
 def parse(arguments: list[str] | None) -> tuple[Parser, argparse.Namespace]:

@@ -26,7 +26,7 @@ from models.sampling.guidance import SCHEDULES, Guidance  # noqa: E402
 from util.errors import UserError  # noqa: E402
 from util.files import atomic_write  # noqa: E402
 from util.flags import Parser  # noqa: E402
-from util.visualize import make_sheet  # noqa: E402
+from util.pixels import make_sheet  # noqa: E402
 
 
 def numbers(text: str) -> tuple[int, ...]:

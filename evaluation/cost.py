@@ -237,7 +237,7 @@ def cost_report(
     by_level = lambda numbers: dict(zip(names, numbers, strict=True))  # noqa: E731
     gflops = lambda counts: {
         k: round(v / 1e9, 3) for k, v in {**by_level(counts), "total": sum(counts)}.items()
-    }  # noqa: E731
+    }
     attention = dict(zip(names, forward.entries, strict=False))  # the RGB head has three tokens
     return {
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from util import download, weights
+from util import checkpoint, download
 from util.errors import UserError, one_line
 from util.files import sha256
 
@@ -81,7 +81,7 @@ class Inception:
         ours = (
             io.BytesIO()
         )  # torch-fidelity's own loading would run code hidden in the file: it gets what passed ours
-        torch.save(weights.plain(content, path, "Inception weights"), ours)
+        torch.save(checkpoint.check_weights(content, path, "Inception weights"), ours)
         ours.seek(0)
         with torch.random.fork_rng(devices=[]):  # building draws from the generator that training uses
             try:

@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> None:
         )  # fmt: skip
         if world.is_main:
             print(
-                f"{args.make_reference}: mu and sigma of {note['images']} images, features of {note['features']}"
+                f"{args.make_reference}: mu and sigma of {note['pictures']} images, features of {note['features']}"
             )
         return
     scorer = Scorer(

@@ -24,7 +24,7 @@ from models.sampling.generate import SamplingDefaults, eval_mode, generate, vali
 from models.sampling.guidance import Guidance, inverse_cdf
 from models.sampling.known import KnownPixels
 from models.sampling.prepare import Setup
-from util.visualize import NotebookCanvas
+from util.pixels import NotebookCanvas
 
 GUIDING_R_WEIGHT = 5.0
 

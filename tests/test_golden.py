@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from engine_fractalgen import compute_nll
+from engine_fractalgen import compute_nll, learning_rate
 from models import fractalgen
 from models.fractalgen import FractalGen
 from models.generator import Mask
@@ -22,7 +22,6 @@ from models.pixelloss import PixelLoss
 from models.sampling.guidance import Guidance
 from util.crop import center_crop_arr
 from util.dist import World
-from util.lr_sched import learning_rate
 from util.pixels import normalize, to_uint8
 
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))

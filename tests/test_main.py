@@ -265,7 +265,9 @@ def test_commands_of_the_readme():
     }.items():
         assert sum(name in command for command in commands) == count
     for command in commands:
-        parser = main_fractalgen.get_args_parser("", tuple(fractalgen.PRESETS), main_fractalgen.SCHEDULES)
+        parser = main_fractalgen.get_args_parser(
+            "", tuple(fractalgen.PRESETS), main_fractalgen.SCHEDULES, ("cosine", "constant")
+        )
         args = parser.parse_args([*shlex.split(command), "--device", "cpu"])
         main_fractalgen.resolve(args, World())
         assert args.evaluate_nll or args.num_iter_list == fractalgen.PRESETS[args.model].steps
@@ -395,7 +397,7 @@ def test_checkpoints_that_cannot_be_used(trained, tmp_path, capsys):
     torch.save({"model": fractalgen.fractalar_tiny_in8(class_num=3).state_dict()}, path)
     ema = lambda: run(
         f"{TINY} --evaluate_gen --num_images 3 --ema", resume=tmp_path, output_dir=tmp_path / "out"
-    )  # noqa: E731
+    )
     assert_refused(ema, f"{path}: holds no averaged weights 'model_ema'; leave out --ema", capsys)
     path.write_bytes(pickle.dumps({"model": Hostile()}))
     assert_refused(load, f"{path}: refused", capsys)

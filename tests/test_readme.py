@@ -49,7 +49,9 @@ def test_there_is_no_other_kind_of_command():
 @pytest.mark.parametrize("command", [line for line in OURS if "main_fractalgen.py" in line])
 def test_flags_of_the_main_command_resolve(command):
     flags = shlex.split(command.split("main_fractalgen.py")[1].removesuffix("&").removesuffix("..."))
-    parser = main_fractalgen.get_args_parser("", tuple(fractalgen.PRESETS), main_fractalgen.SCHEDULES)
+    parser = main_fractalgen.get_args_parser(
+        "", tuple(fractalgen.PRESETS), main_fractalgen.SCHEDULES, ("cosine", "constant")
+    )
     args = parser.parse_args([*flags, "--device", "cpu"])
     main_fractalgen.resolve(args, World())
     assert len(args.num_iter_list) == len(fractalgen.PRESETS[args.model].steps)

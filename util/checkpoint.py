@@ -18,13 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from util import weights
 from util.errors import UserError, one_line
-from util.files import atomic_write, remove_stale, sidecar, verify, write_sidecar
+from util.files import atomic_write, remove_stale, sha256, sidecar, verify, write_sidecar
 
 NAME = "checkpoint-last.pth"
+SAFETENSORS_NAME = "model.safetensors"  # as the Hugging Face hub names it
+SAFETENSORS_SUFFIX = ".safetensors"
 NUMBERED = f"checkpoint-{8 * '[0-9]'}.pth"
 
 
@@ -85,7 +87,7 @@ def locate(resume: str | Path) -> Path:
     path = Path(resume)
     if not path.is_dir() and path.suffix:
         return path
-    pretrained = path / weights.NAME
+    pretrained = path / SAFETENSORS_NAME
     return pretrained if pretrained.exists() and not (path / NAME).exists() else path / NAME
 
 
@@ -133,8 +135,8 @@ def load(path: Path, *, mmap: bool = False) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the file or the folder that holds {NAME}")
     verify(path, *(path.parent.glob(f"{NUMBERED}.sha256") if path.name == NAME else ()))
-    if path.suffix == weights.SUFFIX:
-        return {"model": weights.load(path)}
+    if path.suffix == SAFETENSORS_SUFFIX:
+        return {"model": load_safetensors(path)}
     try:
         content = torch.load(path, map_location=lambda storage, _: storage, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
@@ -147,9 +149,9 @@ def load(path: Path, *, mmap: bool = False) -> dict:
     except Exception as error:  # a hostile file decides what the reader stumbles over
         raise UserError(f"{path}: cannot be read, it is damaged or cut short ({one_line(error)})") from error
     content = dict(dict.items(content)) if isinstance(content, dict) else {}
-    content["model"] = weights.plain(content.get("model"), path)
+    content["model"] = check_weights(content.get("model"), path)
     if content.get("model_ema") is not None:
-        content["model_ema"] = weights.plain(content["model_ema"], path, "model_ema")
+        content["model_ema"] = check_weights(content["model_ema"], path, "model_ema")
     return content
 
 
@@ -196,3 +198,63 @@ def set_random_state(state: dict, device: torch.device) -> None:
     module = torch.get_device_module(device)
     if "device" in state and hasattr(module, "set_rng_state"):
         module.set_rng_state(state["device"], device)
+
+
+def save_safetensors(path: Path, weights: dict[str, Tensor]) -> None:
+    """Writes a safetensors file, whole or not at all, and its SHA-256 beside it."""
+    with atomic_write(path) as temporary:
+        temporary.touch()
+        mode = (
+            temporary.stat().st_mode
+        )  # as the umask says; save_file renames a file that only its owner may read
+        save_file(
+            {name: value.contiguous() for name, value in weights.items()},
+            temporary,
+            metadata={"format": "pt"},
+        )
+        temporary.chmod(mode)
+        write_sidecar(path, sha256(temporary))
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the host. Raises UserError for one that is missing, damaged or another."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    verify(path)
+    try:
+        weights = load_file(path)
+    except Exception as error:  # safetensors' own class and whatever else a hostile header makes it raise
+        raise UserError(
+            f"{path}: cannot be read, it is damaged or no safetensors file ({one_line(error)})"
+        ) from error
+    return check_weights(weights, path)
+
+
+def check_weights(weights, path: Path, key: str = "model") -> dict[str, Tensor]:
+    """`weights`, which a file called its `key`, as a new dict of names and ordinary tensors, or UserError.
+
+    A pickle may hold an OrderedDict whose methods its own attributes hide, tensors without data (meta), sparse
+    ones, names that are no text or that move the cursor: nothing of that goes further than this.
+    """
+    items = dict.items(weights) if isinstance(weights, dict) else [(None, None)]
+    if not all(isinstance(name, str) and name.isprintable() and _is_ordinary(value) for name, value in items):
+        raise UserError(f"{path}: not a checkpoint, it has no dict {key!r} of tensors")
+    return dict(items)
+
+
+def fingerprint(weights: dict[str, Tensor]) -> str:
+    """SHA-256, in hex, of names, types, shapes and values: the same wherever and however they are kept."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _is_ordinary(value) -> bool:
+    return (
+        type(value) in (Tensor, torch.nn.Parameter)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_nested
+    )

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from util import lr_sched
 from util.errors import UserError
 
 
@@ -35,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def get_args_parser(
-    description: str, models: Sequence[str], guidance_schedules: Sequence[str]
+    description: str, models: Sequence[str], guidance_schedules: Sequence[str], lr_schedules: Sequence[str]
 ) -> argparse.ArgumentParser:
     """Names and defaults of SPEC section 7; None where a preset, the device or other flags decide."""
     parser = Parser(
@@ -97,7 +96,7 @@ def get_args_parser(
     train.add_argument("--lr", type=float, help="default: blr * total batch / 256")
     train.add_argument("--blr", type=float, default=5e-5)
     train.add_argument("--min_lr", type=float, default=0.0)
-    train.add_argument("--lr_schedule", choices=lr_sched.SCHEDULES, default="cosine")
+    train.add_argument("--lr_schedule", choices=lr_schedules, default="cosine")
     train.add_argument("--weight_decay", type=float, default=0.05)
     train.add_argument("--grad_clip", type=float, default=3.0)
     train.add_argument(

@@ -4,9 +4,11 @@
 Letters: B images, N rows, H and W in pixels.
 """
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 MEAN = (0.485, 0.456, 0.406)
@@ -53,3 +55,42 @@ def to_numpy(images: Tensor) -> np.ndarray:
 def to_pil(images: Tensor) -> list[Image.Image]:
     """Normalised images (B, 3, H, W) -> B RGB images."""
     return [Image.fromarray(image) for image in to_numpy(images)]
+
+
+def make_sheet(
+    images: Sequence[Image.Image], columns: int, zoom: int = 1, row_labels: Sequence[str] = ()
+) -> Image.Image:
+    """Images of one size, row by row -> one RGB sheet, each enlarged `zoom` times without smoothing."""
+    width, height = (side * zoom for side in images[0].size)
+    gap, margin = max(2, zoom), 8 + max((7 * len(label) for label in row_labels), default=-8)
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (margin + columns * (width + gap), rows * (height + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        enlarged = image.resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(enlarged, (margin + column * (width + gap), row * (height + gap)))
+    for row, label in enumerate(row_labels):
+        draw.text((4, row * (height + gap) + height // 2 - 6), label, fill="black")
+    return sheet
+
+
+class NotebookCanvas:
+    """Step callback that shows the canvas in a notebook cell, in place."""
+
+    def __init__(self, then: Callable | None = None, every: int = 1):
+        self.then, self.every, self.handle = then, every, None
+
+    def __call__(self, step: int, num_steps: int, canvas: Tensor) -> None:
+        if self.then is not None:
+            self.then(step, num_steps, canvas)
+        if step % self.every and step + 1 < num_steps:
+            return
+        from IPython.display import display
+
+        images = to_pil(canvas)
+        sheet = make_sheet(images, columns=min(8, len(images)), zoom=max(1, 256 // images[0].width))
+        if self.handle is None:
+            self.handle = display(sheet, display_id=True)
+        else:
+            self.handle.update(sheet)

@@ -12,7 +12,7 @@ from torch import Tensor
 from models import fractalgen
 from models.fractalgen import FractalGen
 from models.noise import Noise
-from util import checkpoint, weights
+from util import checkpoint
 from util.errors import UserError, one_line
 from util.flags import Parser
 from util.pixels import normalize
@@ -61,7 +61,7 @@ def convert(
     if not before.isfinite().all():
         raise UserError(f"{source}: its outputs are not finite, so they cannot be compared")
     model.save_pretrained(folder)
-    written = weights.load(folder / weights.NAME)
+    written = checkpoint.load_safetensors(folder / checkpoint.SAFETENSORS_NAME)
     differing = [name for name, value in model.state_dict().items() if not torch.equal(value, written[name])]
     del model  # two of the largest need 7 GB
     after = fixed_outputs(FractalGen.from_pretrained(folder))

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HFValidationError
 
 from models.sampling.generate import SamplingDefaults, validate_num_iters
 from models.sampling.guidance import Guidance
-from util import checkpoint, weights
+from util import checkpoint
 from util.errors import UserError, one_line
 
 CARD = """---
@@ -93,7 +93,7 @@ class Pretrained(
         if self.fractal_level:
             raise ValueError(f"this is level {self.fractal_level} of a model; save the whole model")
         self._hub_mixin_config = self.config  # the mixin writes it, in place of the arguments as it saw them
-        weights.save(save_directory / weights.NAME, self.state_dict())
+        checkpoint.save_safetensors(save_directory / checkpoint.SAFETENSORS_NAME, self.state_dict())
 
     def generate_model_card(self, **fields):
         return super().generate_model_card(
@@ -129,11 +129,12 @@ class Pretrained(
             force_download=force_download, local_files_only=local_files_only,
         )  # fmt: skip
         config_path, path = (
-            _file(pretrained_model_name_or_path, name, hub) for name in (CONFIG_NAME, weights.NAME)
+            _file(pretrained_model_name_or_path, name, hub)
+            for name in (CONFIG_NAME, checkpoint.SAFETENSORS_NAME)
         )
         with torch.device(torch.get_default_device() if map_location is None else map_location):
             model = cls._of_config(config_path, arguments)
-        checkpoint.load_weights(model, weights.load(path), path)
+        checkpoint.load_weights(model, checkpoint.load_safetensors(path), path)
         return model.eval()
 
     @classmethod
@@ -174,7 +175,9 @@ def _file(where: str | Path, name: str, hub: dict) -> Path:
     """The file `name` of a folder, or of an id on the hub."""
     if Path(where).is_dir():
         if not (path := Path(where) / name).is_file():
-            raise UserError(f"{path}: no such file; save_pretrained writes {CONFIG_NAME} and {weights.NAME}")
+            raise UserError(
+                f"{path}: no such file; save_pretrained writes {CONFIG_NAME} and {checkpoint.SAFETENSORS_NAME}"
+            )
         return path
     try:
         return Path(hf_hub_download(str(where), name, **hub))

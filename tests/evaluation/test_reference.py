@@ -84,7 +84,7 @@ def test_our_own_is_refused_where_it_does_not_fit(images, tmp_path):
     for change, message in (
         ({"extractor": {"weights_sha256": "xyz"}}, r"other Inception weights \(sha256 xyz\)"),
         ({"npz_sha256": "0"}, "is not the file that made.json describes"),
-        ({"images": None}, "the note that belongs to made.npz is missing or damaged"),
+        ({"pictures": None}, "the note that belongs to made.npz is missing or damaged"),
         ({"extractor": []}, r"made\.json: the note that belongs to made\.npz is missing or damaged"),
     ):
         note.write_text(json.dumps({**good, **change}))

@@ -44,7 +44,9 @@ DEFAULTS = {  # SPEC section 7
 
 
 def parse(*argv: str):
-    return flags.get_args_parser("", tuple(fractalgen.PRESETS), ("linear", "constant")).parse_args(argv)
+    return flags.get_args_parser(
+        "", tuple(fractalgen.PRESETS), ("linear", "constant"), ("cosine", "constant")
+    ).parse_args(argv)
 
 
 @pytest.mark.parametrize("name", DEFAULTS)

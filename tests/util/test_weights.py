@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from util import checkpoint, weights
+from util import checkpoint
 from util.errors import UserError
 
 
@@ -20,43 +20,49 @@ def one_tensor(dtype: str = "F32", shape=(2,), offsets=(0, 8)) -> bytes:
 
 def test_round_trip_leaves_the_file_its_hash_and_every_bit(tmp_path):
     before = tiny_model().state_dict()
-    weights.save(tmp_path / weights.NAME, before)
-    after = weights.load(tmp_path / weights.NAME)
+    checkpoint.save_safetensors(tmp_path / checkpoint.SAFETENSORS_NAME, before)
+    after = checkpoint.load_safetensors(tmp_path / checkpoint.SAFETENSORS_NAME)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], value) for name, value in after.items())
-    assert sorted(file.name for file in tmp_path.iterdir()) == [weights.NAME, f"{weights.NAME}.sha256"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        checkpoint.SAFETENSORS_NAME,
+        f"{checkpoint.SAFETENSORS_NAME}.sha256",
+    ]
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / weights.NAME
-    weights.save(path, {"w": torch.ones(2)})
+    path = tmp_path / checkpoint.SAFETENSORS_NAME
+    checkpoint.save_safetensors(path, {"w": torch.ones(2)})
     shared = torch.zeros(2)
     with pytest.raises(RuntimeError, match="share memory"):
-        weights.save(path, {"a": shared, "b": shared})
-    assert weights.load(path)["w"].tolist() == [1, 1]
-    assert sorted(file.name for file in tmp_path.iterdir()) == [weights.NAME, f"{weights.NAME}.sha256"]
+        checkpoint.save_safetensors(path, {"a": shared, "b": shared})
+    assert checkpoint.load_safetensors(path)["w"].tolist() == [1, 1]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        checkpoint.SAFETENSORS_NAME,
+        f"{checkpoint.SAFETENSORS_NAME}.sha256",
+    ]
 
 
 def test_the_file_may_be_read_by_whom_the_umask_lets(tmp_path):
-    weights.save(tmp_path / weights.NAME, {"w": torch.ones(2)})
+    checkpoint.save_safetensors(tmp_path / checkpoint.SAFETENSORS_NAME, {"w": torch.ones(2)})
     (tmp_path / "other").touch()
-    assert (tmp_path / weights.NAME).stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert (tmp_path / checkpoint.SAFETENSORS_NAME).stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_a_flipped_bit_is_found(tmp_path):
-    path = tmp_path / weights.NAME
-    weights.save(path, tiny_model().state_dict())
+    path = tmp_path / checkpoint.SAFETENSORS_NAME
+    checkpoint.save_safetensors(path, tiny_model().state_dict())
     damaged = bytearray(path.read_bytes())
     damaged[-5] ^= 1
     path.write_bytes(damaged)
-    for load in (weights.load, checkpoint.load):
+    for load in (checkpoint.load_safetensors, checkpoint.load):
         with pytest.raises(UserError, match=r"model.safetensors: damaged, its SHA-256"):
             load(path)
 
 
 def test_a_checkpoint_may_be_a_safetensors_file(tmp_path):
     model = tiny_model()
-    weights.save(tmp_path / "any.safetensors", model.state_dict())
+    checkpoint.save_safetensors(tmp_path / "any.safetensors", model.state_dict())
     content = checkpoint.load(tmp_path / "any.safetensors")
     assert list(content) == ["model"]
     other = tiny_model()
@@ -81,9 +87,9 @@ DAMAGED = {
 
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_a_damaged_file_is_named_in_one_line(kind, tmp_path):
-    path = tmp_path / weights.NAME
+    path = tmp_path / checkpoint.SAFETENSORS_NAME
     DAMAGED[kind](path)
-    for load in (weights.load, checkpoint.load):
+    for load in (checkpoint.load_safetensors, checkpoint.load):
         with pytest.raises(
             UserError, match=f"^{path}: cannot be read, it is damaged or no safetensors file"
         ) as error:
@@ -92,11 +98,11 @@ def test_a_damaged_file_is_named_in_one_line(kind, tmp_path):
 
 
 def test_what_is_no_weights_is_refused(tmp_path):
-    path = written(tmp_path / weights.NAME, one_tensor().replace(b'"w"', b'"\\u001b"'))
+    path = written(tmp_path / checkpoint.SAFETENSORS_NAME, one_tensor().replace(b'"w"', b'"\\u001b"'))
     with pytest.raises(UserError, match="no dict 'model' of tensors"):
-        weights.load(path)
+        checkpoint.load_safetensors(path)
     with pytest.raises(UserError, match=r"absent\.safetensors: no such file"):
-        weights.load(tmp_path / "absent.safetensors")
+        checkpoint.load_safetensors(tmp_path / "absent.safetensors")
     torch.save({"model": {}, "model_ema": [1]}, tmp_path / "ema.pth")
     with pytest.raises(UserError, match=r"ema\.pth: not a checkpoint, it has no dict 'model_ema' of tensors"):
         checkpoint.load(tmp_path / "ema.pth")

@@ -126,7 +126,7 @@ def images_below(folder: Path) -> list[str]:
     found = sorted(os.walk(folder, followlinks=True))
     return [
         os.path.join(place, name) for place, _, names in found for name in sorted(names) if is_image(name)
-    ]  # noqa: PTH118
+    ]
 
 
 def is_image(name: str) -> bool:

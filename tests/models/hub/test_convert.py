@@ -6,7 +6,7 @@ import main_fractalgen
 from models import fractalgen
 from models.fractalgen import FractalGen
 from models.hub import convert
-from util import checkpoint, weights
+from util import checkpoint
 
 MODEL = "fractalmar_tiny_in8"
 
@@ -79,12 +79,12 @@ def test_the_command_line_takes_the_folder_as_it_takes_the_checkpoint(resume, pu
 def test_a_weight_that_is_not_written_as_it_was_is_found(name, published, tmp_path, capsys, monkeypatch):
     """A single wrong number, also that of a class which no output depends on."""
 
-    def spoilt(path, tensors, save=weights.save):
+    def spoilt(path, tensors, save=checkpoint.save_safetensors):
         tensors[name] = tensors[name].clone()
         tensors[name][1, 0] += 1
         save(path, tensors)
 
-    monkeypatch.setattr(weights, "save", spoilt)
+    monkeypatch.setattr(checkpoint, "save_safetensors", spoilt)
     line = refused(capsys, published[0], tmp_path / "out")
     assert "is not what" in line
     assert "(1 weights differ, the outputs by up to" in line

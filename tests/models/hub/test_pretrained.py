@@ -16,7 +16,7 @@ from models import fractalgen
 from models.fractalgen import FractalGen
 from models.hub.convert import fixed_outputs as outputs
 from models.sampling.generate import SamplingDefaults
-from util import weights
+from util import checkpoint
 from util.errors import UserError
 
 
@@ -144,16 +144,16 @@ def test_a_config_that_is_no_good_is_named_in_one_line(kind, saved):
 
 def test_weights_that_are_no_good_are_named(saved):
     other = tiny_model(class_num=9)
-    weights.save(saved / weights.NAME, other.state_dict())
+    checkpoint.save_safetensors(saved / checkpoint.SAFETENSORS_NAME, other.state_dict())
     with pytest.raises(
         UserError, match=r"model.safetensors: weights of another model: 1 of another shape \(class_emb.weight"
     ):
         FractalGen.from_pretrained(saved)
-    with (saved / weights.NAME).open("r+b") as file:
+    with (saved / checkpoint.SAFETENSORS_NAME).open("r+b") as file:
         file.truncate(1000)
     with pytest.raises(UserError, match=r"model.safetensors: damaged, its SHA-256"):
         FractalGen.from_pretrained(saved)
-    (saved / f"{weights.NAME}.sha256").unlink()
+    (saved / f"{checkpoint.SAFETENSORS_NAME}.sha256").unlink()
     with pytest.raises(UserError, match=r"model.safetensors: cannot be read, it is damaged"):
         FractalGen.from_pretrained(saved)
 
@@ -176,7 +176,9 @@ def test_an_inner_level_cannot_be_saved(tmp_path):
 def test_a_model_in_bfloat16_is_saved_as_it_is_and_loaded_in_float32(tmp_path):
     model = tiny_model().bfloat16()
     model.save_pretrained(tmp_path)
-    assert {value.dtype for value in weights.load(tmp_path / weights.NAME).values()} == {torch.bfloat16}
+    assert {
+        value.dtype for value in checkpoint.load_safetensors(tmp_path / checkpoint.SAFETENSORS_NAME).values()
+    } == {torch.bfloat16}
     assert torch.equal(outputs(FractalGen.from_pretrained(tmp_path)), outputs(model.float()))
 
 

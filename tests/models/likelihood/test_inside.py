@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from charts import bar_chart, heat_map, outline
 from test_bits import Forced, no_ties
 
 from conftest import TINY, random_levels, swayed, tiny_model
@@ -9,7 +10,6 @@ from models.likelihood.inside import look_inside
 from models.sampling.guidance import Guidance
 from util.errors import UserError
 from util.pixels import to_values
-from util.visualize import bar_chart, heat_map, outline
 
 FOUR = dict(
     img_size_list=[8, 4, 2, 1],

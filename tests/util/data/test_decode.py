@@ -93,7 +93,7 @@ def png(width: int, height: int, depth: int = 8, colour: int = 0, rows: bytes = 
     """A PNG file, its rows as given."""
     chunk = lambda kind, data: (
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    )  # noqa: E731
+    )
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"

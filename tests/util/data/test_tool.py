@@ -148,7 +148,7 @@ def test_a_pack_of_other_images_is_not_written_over(folder, tmp_path, capsys):
 )
 def test_bad_commands_are_one_line_and_status_2(words, message, folder, capsys):
     with pytest.raises(SystemExit) as stop:
-        tool.main([str(folder) if word == "FILES" else word for word in words])
+        dataset_tool.main([str(folder) if word == "FILES" else word for word in words])
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert message in error

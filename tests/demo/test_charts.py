@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from conftest import tiny_model
-from util.visualize import make_sheet
+from util.pixels import make_sheet
 
 
 def test_sheet_places_images_row_by_row():
