@@ -1,32 +1,25 @@
-"""What every generator type shares: its place in the fractal and its contract.
+"""What all generator types share: the description of a level, and the interface (paper, 3.1 and 4.1).
 
-A generator turns the images of its level into patches, and its incoming conditions into the patches' conditions.
-A new type needs `forward` and a `sampler`; `plan` and `order` where they are not raster, one patch a step; and `run`, if
-its cost is to be reported:
+A generator (F1) turns the images of its level into patches, and the conditions of an image into conditions of
+its patches. A new type gives `forward`, and `plan` and `order` where it does not decide one patch a step in
+raster order. Its sampler is registered in models/sampling/canvas.py. See `demo/custom_generator.py`.
 
-    @register_generator("mine", num_conds_out=1)
-    class Mine(Generator): ...
-
-Letters: N images at this level, p patch side, C = 3 * p * p, L patches an image, K conditions, D width,
-R rows (patches) that reach the next level.
+Letters: N images of this level, p patch side, L patches of an image, D width, R patches of the next level.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.noise import Noise
-from models.sampling.canvas import LevelSampler
-from models.sampling.known import KnownPixels
-from models.sampling.prepare import Setup
 
 
 @dataclass(frozen=True)
 class LevelSpec:
-    """One level of the fractal. Sizes in pixels; `cond_dim` is the width of the conditions that come in."""
+    """One level (docs/format.md, "Presets"). Sizes are in pixels; `cond_dim` is the width of its input."""
 
     index: int
     img_size: int
@@ -56,25 +49,28 @@ class LevelSpec:
 
 @dataclass(frozen=True)
 class Mask:
-    """Which patches of a MAR level are predicted. masked: (N, L) bool. rows: (R,) int64, their numbers, ascending,
-    counted through all images; its length is known on the host."""
+    """Which patches of a MAR level are masked, and therefore predicted (docs/format.md, "MAR levels").
+
+    masked  (N, L) bool
+    rows    (R,) int64, ascending: the masked patches; patch j of image n has number n * L + j
+    """
 
     masked: Tensor
     rows: Tensor
 
     @classmethod
     def of(cls, masked: Tensor) -> "Mask":
-        """From (N, L), 1 = masked. Reads the number of masked patches back to the host."""
+        """Makes a Mask of (N, L), nonzero where masked. The host waits for the device, for the number R."""
         masked = masked.bool()
         return cls(masked, masked.flatten().nonzero().squeeze(1))  # sync
 
     @classmethod
     def of_counts(cls, counts: np.ndarray, order: Tensor) -> "Mask":
-        """Masks the `counts[n]` (host) first patches in the order of the numbers `order` (N, L)."""
+        """Masks the `counts[n]` patches of image n with the lowest `order` (N, L). Counts are on the host."""
         rank = order.argsort(dim=-1, stable=True).argsort(-1)
         on_host = torch.from_numpy(counts.astype(np.int16 if order.shape[1] < 2**15 else np.int64))
         if torch.accelerator.is_available():
-            on_host = on_host.pin_memory()  # else a copy of more than 64 KiB waits for the device
+            on_host = on_host.pin_memory()  # otherwise copying more than 64 KiB waits for the device
         masked = rank < on_host.to(order.device, non_blocking=True)[:, None]
         rows = (
             masked.flatten().to(torch.uint8).argsort(dim=0, descending=True, stable=True)[: int(counts.sum())]
@@ -87,8 +83,11 @@ class Mask:
 
 @dataclass(frozen=True)
 class Steps:
-    """When the sampler decides each patch of a MAR level. order (N, L): patch numbers as they are decided; plan: places
-    [begin, end) of the order for each step."""
+    """In which step the sampler decides each patch of a MAR level (docs/format.md, "Sampling").
+
+    order  (N, L) int64: the numbers of the patches in the order in which they are decided
+    plan   for each step, the places [begin, end) of that order
+    """
 
     order: Tensor
     plan: tuple[tuple[int, int], ...]
@@ -99,140 +98,109 @@ class Steps:
 
 @dataclass(frozen=True)
 class ForwardOptions:
-    """What one forward pass decides, said instead of read off `module.training`.
+    """The choices of one forward pass; none of them is read from `module.training`.
 
-    masks     a Mask for each level, None where the level has none or is to draw it; None: all levels draw. Steps instead of
-              a Mask: all patches are predicted, each from those of the sampler's earlier steps, in one pass a step
-    train     draw masks and weigh channels as in training, else as in evaluation (SPEC sections 3, 4)
-    dither    standard deviation, in levels, of the noise added to a guiding pixel before rounding
-    as_drawn  levels see their guiding pixel rounded, as the sampler draws it; else its exact mean (as published)
+    masks   one entry for each level: a Mask; Steps, to predict all patches as the sampler does; or None,
+            where the level has no mask or draws one. None instead of the list: all levels draw theirs
+    train   masks and channel weights as in training, or as in evaluation (docs/format.md, "MAR levels")
+    dither  standard deviation, in values 0..255, of noise that is added to a guiding pixel before rounding
+    round_guiding_pixel  whether a level sees its guiding pixel rounded, as in sampling, or exact
     """
 
     masks: Sequence[Mask | Steps | None] | None = None
     train: bool = True
     dither: float = 0.01
-    as_drawn: bool = False
+    round_guiding_pixel: bool = False
 
 
 @dataclass(frozen=True)
 class LevelOutput:
-    """What goes down: images (R, 3, p, p), conditions, each (R, D), and the guiding head's nll (N, 3) or None."""
+    """What a level passes down (F1): images (R, 3, p, p), conditions, each (R, D); and its loss terms."""
 
     images: Tensor
     conds: list[Tensor]
-    guiding_nll: Tensor | None = None
+    terms: list = field(default_factory=list)
 
 
 class Generator(nn.Module):
-    """One level's generator. `spec` is its place; `num_conds_out` the number of conditions that it gives each patch, and
-    `reads` the number that it needs itself (None: the model's num_conds)."""
+    """The generator g_i of one level (paper, 3.1) (F1).
+
+    spec               the description of its level
+    num_conds_out      the number of conditions that it gives to each patch
+    num_conds_in       the number of conditions that it uses; None: the model's `num_conds`
+    exact_likelihood   whether one forward pass gives the probabilities that it samples from; else Steps do
+    has_feature_cache  whether its sampler supports `feature_cache_interval`
+    """
 
     num_conds_out: int
-    reads: int | None
+    num_conds_in: int | None
+    exact_likelihood = True
+    has_feature_cache = False
 
     def __init__(self, spec: LevelSpec):
         super().__init__()
         self.spec = spec
 
     @property
+    def num_conds(self) -> int:
+        """The number of conditions that it uses: the first ones of those that it receives."""
+        return self.num_conds_in or self.spec.num_conds
+
+    @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def forward(self, images: Tensor, conds: Sequence[Tensor], choices: ForwardOptions) -> LevelOutput:
-        """Teacher-forced: normalised images (N, 3, H, H) and conditions, each (N, cond_dim) -> what goes down."""
+    def forward(self, images: Tensor, conds: Sequence[Tensor], options: ForwardOptions) -> LevelOutput:
+        """Predicts from true patches (F2): normalised images (N, 3, H, H), conditions, each (N, cond_dim)."""
         raise NotImplementedError
 
     def run(self, x: Tensor) -> Tensor:
-        """The transformer blocks alone, on embedded tokens (N, T, D): what the cost report counts."""
+        """Runs the transformer blocks alone on embedded tokens (N, T, D); the cost report measures this."""
         raise NotImplementedError(f"{type(self).__name__}.run, which the cost report measures")
 
     def draw_mask(self, noise: Noise, train: bool) -> Mask | None:
-        """The mask that `noise` decides, None for a type whose patches all go down."""
+        """The mask that `noise` decides; None for a type that predicts all patches."""
         return None
 
     def draw_steps(self, noise: Noise, num_iter: int) -> Steps | None:
-        """The sampler's steps as `noise` decides them, None for a type whose `forward` hands down all patches as sampled."""
+        """The sampler's steps that `noise` decides; None for a type with `exact_likelihood`."""
         return None
 
-    def sampler(self, child, setup: Setup) -> LevelSampler:
-        """What draws this level's images in one sampling call; `child` draws their patches."""
-        raise NotImplementedError
-
     def plan(self, num_iter: int, hidden: int | None = None) -> Iterator[tuple[int, int, float]]:
-        """The steps: places [begin, end) of the order, and the progress in [0, 1] that guidance follows.
+        """Yields the sampler's steps: places [begin, end) of the order, and the progress in [0, 1] for
+        guidance.
 
-        With only `hidden` patches to draw, a plan may leave out as many as are known, if `order` puts these first.
+        If only `hidden` patches are to be sampled, a plan may leave out the others, provided that `order`
+        puts those first (docs/format.md, "Sampling").
         """
         length = self.spec.num_patches
         for step in range(length):
             yield step, step + 1, (step + 1) / length
 
-    def order(self, noise: Noise, given: KnownPixels | None = None) -> Tensor:
-        """(N, L) patch numbers in the order in which they are decided."""
-        numbers = torch.arange(self.spec.num_patches, device=noise.order.device)
-        return numbers.expand(noise.order.shape[0], -1)
+    def order(self, uniforms: Tensor, precedence: Tensor | None = None) -> Tensor:
+        """The order in which patches are decided: patch numbers (N, L), from the images' uniforms (N, L).
+
+        Types that sort the uniforms first add `precedence` (N, L) to them: negative numbers come first.
+        """
+        return torch.arange(self.spec.num_patches, device=uniforms.device).expand(len(uniforms), -1)
 
 
 GENERATORS: dict[str, type[Generator]] = {}
 
 
 def register_generator(
-    name: str, num_conds_out: int, reads: int | None = None
+    name: str, num_conds_out: int, num_conds_in: int | None = None
 ) -> Callable[[type[Generator]], type[Generator]]:
-    """Class decorator: makes a Generator available as `name` in `generator_type_list`. For the numbers see `Generator`."""
+    """Class decorator that makes a Generator available as `name` (docs/format.md, "Presets").
+
+    `Generator` explains the two numbers. Raises ValueError for a name that is taken.
+    """
 
     def add(cls: type[Generator]) -> type[Generator]:
         if name in GENERATORS:
             raise ValueError(f"generator type {name!r} is registered already")
-        cls.num_conds_out, cls.reads = num_conds_out, reads
+        cls.num_conds_out, cls.num_conds_in = num_conds_out, num_conds_in
         GENERATORS[name] = cls
         return cls
 
     return add
-
-
-def check_architecture(sizes, widths, blocks, heads, generators, num_conds) -> None:
-    """Raises ValueError, naming the level, for an architecture that cannot be built."""
-    lists = {
-        "img_size": sizes,
-        "embed_dim": widths,
-        "num_blocks": blocks,
-        "num_heads": heads,
-        "generator_type": generators,
-    }
-    if len(sizes) < 2 or len({len(entries) for entries in lists.values()}) != 1:
-        lengths = ", ".join(f"{name}_list {len(entries)}" for name, entries in lists.items())
-        raise ValueError(
-            f"the lists need one entry for each level, the RGB head last, and at least two; got {lengths}"
-        )
-    if sizes[-1] != 1:
-        raise ValueError(f"the last of img_size_list must be 1 (a pixel), got {sizes[-1]}")
-    if generators[-1] != "ar":
-        raise ValueError(
-            f"the last of generator_type_list is the RGB head and must be 'ar', got {generators[-1]!r}"
-        )
-    available = num_conds  # level 0 gets one vector as often as it wants
-    for level, kind in enumerate(generators[:-1]):
-        if kind not in GENERATORS:
-            raise ValueError(
-                f"level {level}: unknown generator type {kind!r}; one of {', '.join(GENERATORS)}"
-            )
-        if sizes[level + 1] < 1 or sizes[level] % sizes[level + 1] or sizes[level] <= sizes[level + 1]:
-            raise ValueError(
-                f"level {level}: image side {sizes[level]} must be a multiple of patch side {sizes[level + 1]}"
-            )
-        reads = GENERATORS[kind].reads or num_conds
-        if reads > available:
-            raise ValueError(
-                f"level {level}: num_conds {reads}, but the {generators[level - 1]} level above hands down {available}"
-            )
-        available = GENERATORS[kind].num_conds_out
-    for level, (width, depth, number) in enumerate(zip(widths, blocks, heads, strict=True)):
-        if depth < 1:
-            raise ValueError(f"level {level}: needs at least one block, got {depth}")
-        if number < 1 or width < 1 or width % number:
-            raise ValueError(
-                f"level {level}: width {width} must be a multiple of the number of heads, {number}"
-            )
-    if num_conds < 1:
-        raise ValueError(f"num_conds must be at least 1, got {num_conds}")

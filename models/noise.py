@@ -1,11 +1,12 @@
-"""An image's randomness, all of it, drawn before the image is.
+"""The random numbers of an image, all drawn before the image is sampled (docs/format.md, "Sampling").
 
-Every node of the fractal tree (the image, each patch of each level, each pixel) owns five uniform numbers in [0, 1):
-its place in its parent's random order, its number of masked patches, and one for each of R, G, B.
-The numbers of one depth lie in a map over the image, and the maps are cut into patches along with the canvas,
-so a number reaches the pixel that it belongs to whatever else is in the batch.
+Every node of the fractal tree (the image, each patch of each level, each pixel) owns five uniform numbers in
+[0, 1): one for its place in its parent's random order, one for its number of masked patches, and one each for
+R, G and B. The numbers of one depth of the tree lie in a map over the image. The maps are cut into patches
+together with the canvas, so that a pixel keeps its numbers whatever else is in the batch.
 
-Letters: N images, g patches a side at this level, L = g * g, k patches taken.
+Letters: N images, g patches a side at this level, L = g * g, k patches of one step, R rows (images of the
+next level).
 """
 
 from collections.abc import Sequence
@@ -16,12 +17,17 @@ from torch import Tensor
 
 from models.patches import patchify
 
-ORDER, COUNT, COLOUR = slice(0, 1), slice(1, 2), slice(2, 5)
+# The indices, among a node's five numbers, of the three uses that are named above.
+ORDER, COUNT, VALUES = slice(0, 1), slice(1, 2), slice(2, 5)
 NUMBERS = 5
 
 
 class Noise:
-    """The uniforms of N images at one level: `maps[d]` is (N, 5, s_d, s_d) float32 with s_0 = 1, s_1 = g, …, pixels."""
+    """The uniform random numbers of N images of one level (docs/format.md, "Sampling").
+
+    `maps[d]` is (N, 5, s_d, s_d) float32, where s_0 = 1 is for the image itself, s_1 = g for its patches, and
+    so on, down to its pixels.
+    """
 
     def __init__(self, maps: Sequence[Tensor]):
         self.maps = list(maps)
@@ -30,10 +36,12 @@ class Noise:
     def of_images(
         cls, seed: int | Sequence[int], indices: Sequence[int], sizes: Sequence[int], device=None
     ) -> "Noise":
-        """Noise of images number `indices` of `seed`, for a model with image sizes `sizes`.
+        """Draws the numbers of the images `indices` of `seed`, for a model with image sides `sizes`.
 
-        Counter-based (NumPy's Philox, keyed by seed and index): image i is the same in every batch and process. A list
-        holds a seed for each level above the pixel: of its order of patches and of what the softmax below it draws.
+        The generator is counter-based (NumPy's Philox, keyed by seed and index), so image i is the same in
+        every batch and process. A list holds one seed for each level above the pixel: for the order of the
+        level's patches, and for the values that the softmax below the level samples. Raises ValueError for a
+        list of another length, and for a seed out of 0 … 2**63 - 1.
         """
         if isinstance(seed, Sequence):
             if len(seed) != len(sizes) - 1:
@@ -45,62 +53,64 @@ class Noise:
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed {seed} is out of range; it must be from 0 to 2**63 - 1")
         sides = [sizes[0] // size for size in sizes]
-        per_image = sum(NUMBERS * side * side for side in sides)
-        flat = np.empty((len(indices), per_image), dtype=np.float32)
+        counts = [NUMBERS * side * side for side in sides]
+        flat = np.empty((len(indices), sum(counts)), dtype=np.float32)
         for row, index in zip(flat, indices, strict=True):
             np.random.Generator(np.random.Philox(key=[seed, int(index)])).random(out=row, dtype=np.float32)
-        split = (
-            torch.from_numpy(flat)
-            .to(device, non_blocking=True)
-            .split([NUMBERS * s * s for s in sides], dim=1)
-        )
-        return cls([part.unflatten(1, (NUMBERS, s, s)) for part, s in zip(split, sides, strict=True)])
+        maps = torch.from_numpy(flat).to(device, non_blocking=True).split(counts, dim=1)
+        return cls([part.unflatten(1, (NUMBERS, side, side)) for part, side in zip(maps, sides, strict=True)])
 
     @property
-    def order(self) -> Tensor:
-        """(N, L): the patches' places in this level's order."""
+    def order_uniforms(self) -> Tensor:
+        """(N, L): sorting them gives the random order of this level's patches."""
         return self.maps[1][:, ORDER].flatten(1)
 
     @property
-    def count(self) -> Tensor:
-        """(N,): decides how many patches are masked."""
+    def mask_uniforms(self) -> Tensor:
+        """(N,): they decide how many patches of this level are masked."""
         return self.maps[0][:, COUNT].flatten()
 
     @property
-    def colour(self) -> Tensor:
-        """(N, 3): draws R, G, B of the guiding pixel, or of the pixel itself at the bottom."""
-        return self.maps[0][:, COLOUR].flatten(1)
+    def value_uniforms(self) -> Tensor:
+        """(N, 3): they sample R, G, B of the guiding pixel or, at the bottom of the tree, of the pixel."""
+        return self.maps[0][:, VALUES].flatten(1)
 
     def __len__(self) -> int:
         return len(self.maps[0])
 
     def part(self, images: slice | Tensor) -> "Noise":
+        """Selects some of the images, by a slice or by their numbers (int64)."""
         return Noise([m[images] for m in self.maps])
 
     def in_order(self, order: Tensor) -> "PatchNoise":
-        """Noise of the patches, sorted as in `order` (N, L)."""
+        """Sorts the random numbers of the patches as in `order` (N, L), which holds patch numbers."""
         at = torch.arange(len(order), device=order.device)[:, None]
         return PatchNoise([m[at, order] for m in self._patches()])
 
     def rows(self, rows: Tensor) -> "Noise":
-        """Noise of the patches number `rows` (R,), counted through all images: R images of the next level."""
+        """Selects the patches `rows` (R,) as R images of the next level.
+
+        Patch j of image n has number n * L + j.
+        """
         return Noise([m.flatten(0, 1)[rows] for m in self._patches()])
 
     def _patches(self) -> list[Tensor]:
-        """The maps below this level, cut into patches (N, L, 5, s, s)."""
-        grid = self.maps[1].shape[-1]
-        sides = [m.shape[-1] // grid for m in self.maps[1:]]
+        """Cuts the maps below this level into patches: (N, L, 5, s, s), s a patch's side in the map."""
+        sides = [m.shape[-1] // self.maps[1].shape[-1] for m in self.maps[1:]]
         return [
             patchify(m, s).unflatten(2, (NUMBERS, s, s)) for m, s in zip(self.maps[1:], sides, strict=True)
         ]
 
 
 class PatchNoise:
-    """The uniforms of N images' patches, in the order in which they are decided: `maps[d]` is (N, L, 5, s_d, s_d)."""
+    """The random numbers of N images' patches, in the order in which they are sampled (paper, 3.2).
+
+    `maps[d]` is (N, L, 5, s_d, s_d), with s_0 = 1 for the patch itself.
+    """
 
     def __init__(self, maps: Sequence[Tensor]):
         self.maps = maps
 
     def step(self, begin: int, end: int) -> Noise:
-        """Noise of the patches at places [begin, end): N * (end - begin) images of the next level."""
+        """Selects the patches at places [begin, end): N * (end - begin) images of the next level."""
         return Noise([m[:, begin:end].flatten(0, 1) for m in self.maps])

@@ -1,6 +1,7 @@
-"""Elementwise steps whose backward pass computes again what is cheap, instead of keeping it.
+"""Dropout, RMSNorm and SwiGLU (docs/format.md, "AR levels") that need less memory in training.
 
-torch's own kernels are used where they are as good: on accelerators (but for SwiGLU) and under torch.compile.
+Their backward pass computes cheap intermediate results again, instead of keeping them. Where torch's own
+kernels are as good, those are used: on accelerators (except for SwiGLU) and under torch.compile.
 """
 
 import torch
@@ -9,11 +10,15 @@ from torch import Tensor, nn
 
 
 def _plain(x: Tensor) -> bool:
+    """Says whether torch's own kernels are to be used."""
     return x.device.type != "cpu" or torch.compiler.is_compiling()
 
 
 def _keep_mask(x: Tensor, p: float) -> Tensor:
-    """Bool like x, true with probability 1 - p (to 1/65536), from 16 bits a number of torch's generator."""
+    """Draws a bool mask of the shape of x, which is True with probability 1 - p, to within 1/65536.
+
+    Each number takes 16 bits of torch's generator.
+    """
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
     return bits.view(torch.int16)[: x.numel()].view(x.shape) >= round(2**16 * p) - 2**15
 
@@ -48,14 +53,20 @@ class _DroppedProduct(torch.autograd.Function):
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout; on a CPU keeping a byte of mask a number: 3 times as fast there."""
+    """nn.Dropout (docs/format.md, "AR levels" and "MAR levels").
+
+    On a CPU it keeps a mask of one byte for each number and is 3 times as fast as torch's.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         idle = not (self.training and 0 < self.p < 1)
         return super().forward(x) if idle or _plain(x) else _Dropout.apply(x, self.p)
 
     def product(self, weights: Tensor, values: Tensor) -> Tensor:
-        """dropout(weights) @ values, of (..., T, S) and (..., S, d). What was dropped out is not kept beside the weights."""
+        """Computes dropout(weights) @ values: (..., T, S) and (..., S, d) -> (..., T, d).
+
+        The backward pass needs the weights and the mask, but does not keep their product.
+        """
         idle = not (self.training and 0 < self.p < 1)
         return (
             self(weights) @ values
@@ -83,7 +94,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm computed in float32, whatever the input (SPEC section 3)."""
+    """RMSNorm computed in float32, whatever the dtype of the input (docs/format.md, "AR levels")."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype == torch.float32 and not _plain(x):
@@ -104,5 +115,5 @@ class _GatedProduct(torch.autograd.Function):
 
 
 def swiglu(gate: Tensor, value: Tensor) -> Tensor:
-    """silu(gate) * value, of equal shapes."""
+    """Computes silu(gate) * value of tensors of equal shape (docs/format.md, "AR levels")."""
     return F.silu(gate) * value if torch.compiler.is_compiling() else _GatedProduct.apply(gate, value)

@@ -1,25 +1,22 @@
-"""A model as a folder that others can read: `model.safetensors`, `config.json`, and a model card.
+"""A model as a folder that others can read: `model.safetensors`, `config.json` and a model card.
 
-`save_pretrained`, `push_to_hub` and the card are huggingface_hub's mixin. Its own loading is not strict, falls back to a
-pickle, ignores settings that it does not know, and its config leaves out arguments that are no plain JSON without a word:
-so `config` and `from_pretrained` are ours.
+`save_pretrained`, `push_to_hub` and the card come from huggingface_hub's mixin. `config` and
+`from_pretrained` are our own, because the mixin's loading is not strict, falls back to a pickle and ignores
+unknown settings, and its config silently leaves out arguments that are not plain JSON.
 """
 
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME
-from huggingface_hub.errors import HFValidationError
 
-from models.sampling.generate import SamplingDefaults, validate_num_iters
-from models.sampling.guidance import Guidance
+from models.sampling.options import SamplingOptions
 from util import checkpoint
-from util.errors import UserError, one_line
+from util.errors import UserError, one_line, reading
 
 CARD = """---
 {{ card_data }}
@@ -27,8 +24,8 @@ CARD = """---
 
 # A fractal generative model
 
-Draws images of {{ side }} x {{ side }} pixels{{ classes }}; {{ parameters }} parameters. The method is that of
-*Fractal Generative Models* ([arXiv 2502.17437]({{ paper_url }})).
+Generates images of {{ side }} x {{ side }} pixels{{ classes }}; {{ parameters }} parameters. The method is
+that of *Fractal Generative Models* ([arXiv 2502.17437]({{ paper_url }})).
 
 ```python
 from models.fractalgen import FractalGen  # the library fractalgen
@@ -37,19 +34,26 @@ model = FractalGen.from_pretrained("this repository's id, or the folder")
 model.generate([0], seed=0)[0].save("image.png")
 ```
 
-`config.json` holds the architecture, the names of the classes where they are known, and the settings to sample with.
+`config.json` holds the architecture, the names of the classes where they are known, and sampling settings.
 The library's licence, MIT, says nothing about these weights: theirs is up to whoever trained them.
 """
 
 
+# the fields of SamplingOptions that config.json holds as "sampling_defaults"
+SAVED_OPTIONS = (
+    "num_inference_steps", "guidance_scale", "guidance_schedule", "temperature", "filter_threshold"
+)  # fmt: skip
+
+
+# what from_pretrained passes on to hf_hub_download
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+
+
 def recorded(arguments: Mapping) -> dict:
-    """A constructor's `locals()` -> its arguments as JSON holds them: lists for tuples and arrays, Python's numbers."""
-    plain = {
-        name: value for name, value in arguments.items() if name not in ("self", "__class__", "fractal_level")
-    }
-    return json.loads(
-        json.dumps(plain, default=lambda value: value.tolist() if hasattr(value, "tolist") else list(value))
-    )
+    """A constructor's `locals()` -> its arguments as JSON has them: lists, texts and numbers."""
+    plain = {k: value for k, value in arguments.items() if k not in ("self", "__class__", "fractal_level")}
+    to_plain = lambda value: value.tolist() if hasattr(value, "tolist") else list(value)  # noqa: E731
+    return json.loads(json.dumps(plain, default=to_plain))
 
 
 class Pretrained(
@@ -59,16 +63,16 @@ class Pretrained(
     paper_url="https://arxiv.org/abs/2502.17437",
     model_card_template=CARD,
 ):
-    """For FractalGen, which sets `arguments` (its constructor's) and `sampling_defaults`."""
+    """A base of FractalGen, which sets `arguments` (those of its constructor) and `sampling_defaults`."""
 
     arguments: dict
-    sampling_defaults: SamplingDefaults
+    sampling_defaults: SamplingOptions
     class_num: int
     _class_names: tuple[str, ...] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """One name for each class, in the order of the labels, or None. Setting another number raises ValueError."""
+        """One name for each class in the order of the labels, or None. Another number raises ValueError."""
         return self._class_names
 
     @class_names.setter
@@ -86,8 +90,8 @@ class Pretrained(
     @property
     def config(self) -> dict:
         """What `config.json` holds: the constructor's arguments, `class_names` and `sampling_defaults`."""
-        later = {"class_names": self.class_names, "sampling_defaults": asdict(self.sampling_defaults)}
-        return recorded({**self.arguments, **later})
+        sampling = {name: getattr(self.sampling_defaults, name) for name in SAVED_OPTIONS}
+        return recorded({**self.arguments, "class_names": self.class_names, "sampling_defaults": sampling})
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if self.fractal_level:
@@ -109,29 +113,22 @@ class Pretrained(
         pretrained_model_name_or_path: str | Path,
         *,
         map_location: str | torch.device | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
         **arguments,
     ):
-        """The model of a folder that `save_pretrained` wrote, or of an id on the Hugging Face hub: float32, in eval mode.
+        """The model of a folder that `save_pretrained` wrote, or of an id on the Hugging Face hub: float32,
+        in eval mode.
 
-        map_location     the device; default: torch's, where the constructor would build it too
-        revision …       what huggingface_hub's download takes
-        arguments        of the constructor, where they shall differ from the config's: dropouts, r_weight, …
+        map_location  the device; default: torch's, where the constructor would build it too
+        arguments     revision, token, cache_dir, force_download and local_files_only are those of
+                      huggingface_hub's download. All others are those of the constructor, where they shall
+                      differ from the config's: dropouts, r_weight, …
 
-        Strict. Raises UserError (a ValueError) where config or weights are missing, damaged or of another model.
+        Strict. Raises UserError (a ValueError) where config or weights are missing, damaged or of another
+        model.
         """
-        hub = dict(
-            revision=revision, token=token, cache_dir=cache_dir,
-            force_download=force_download, local_files_only=local_files_only,
-        )  # fmt: skip
-        config_path, path = (
-            _file(pretrained_model_name_or_path, name, hub)
-            for name in (CONFIG_NAME, checkpoint.SAFETENSORS_NAME)
-        )
+        hub = {name: arguments.pop(name) for name in HUB_ARGUMENTS if name in arguments}
+        config_path = _file(pretrained_model_name_or_path, CONFIG_NAME, hub)
+        path = _file(pretrained_model_name_or_path, checkpoint.SAFETENSORS_NAME, hub)
         with torch.device(torch.get_default_device() if map_location is None else map_location):
             model = cls._of_config(config_path, arguments)
         checkpoint.load_weights(model, checkpoint.load_safetensors(path), path)
@@ -139,35 +136,25 @@ class Pretrained(
 
     @classmethod
     def _of_config(cls, path: Path, arguments: Mapping):
-        try:
+        with reading(path, "damaged"):
             config = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(config, dict):
                 raise ValueError("it is no JSON object")
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: damaged ({one_line(error)})") from error
         names, defaults = config.pop("class_names", None), config.pop("sampling_defaults", None)
         known = inspect.signature(cls).parameters.keys() - {"fractal_level"}
         if unknown := [one_line(name) for name in config if name not in known]:
             raise UserError(
-                f"{path}: the config of another model, with {', '.join(unknown[:3])}, which FractalGen has not"
+                f"{path}: the config of another model, with {', '.join(unknown[:3])}, unknown to FractalGen"
             )
-        try:
+        with reading(path, "describes no model"):
             model = cls(**{**config, **arguments})
             model.class_names = names
             if defaults is not None:
-                settings = SamplingDefaults(
-                    **{**defaults, "num_inference_steps": tuple(defaults["num_inference_steps"])}
-                )
-                validate_num_iters(settings.num_inference_steps, len(model.generators))
-                Guidance.create(
-                    settings.guidance_scale,
-                    settings.guidance_schedule,
-                    settings.temperature,
-                    settings.filter_threshold,
-                )
-                model.sampling_defaults = settings
-        except (TypeError, ValueError, LookupError, RuntimeError) as error:
-            raise UserError(f"{path}: describes no model ({one_line(error)})") from error
+                if unknown := set(defaults) - set(SAVED_OPTIONS):
+                    raise ValueError(f"unknown sampling_defaults {', '.join(unknown)}")
+                steps = tuple(defaults["num_inference_steps"])
+                model.sampling_defaults = SamplingOptions(**{**defaults, "num_inference_steps": steps})
+                model.sampling_defaults.guidance(len(model.generators))  # checks them
         return model
 
 
@@ -175,13 +162,8 @@ def _file(where: str | Path, name: str, hub: dict) -> Path:
     """The file `name` of a folder, or of an id on the hub."""
     if Path(where).is_dir():
         if not (path := Path(where) / name).is_file():
-            raise UserError(
-                f"{path}: no such file; save_pretrained writes {CONFIG_NAME} and {checkpoint.SAFETENSORS_NAME}"
-            )
+            names = f"{CONFIG_NAME} and {checkpoint.SAFETENSORS_NAME}"
+            raise UserError(f"{path}: no such file; save_pretrained writes {names}")
         return path
-    try:
+    with reading(where, f"no such folder, and the hub gives no {name} of that id"):
         return Path(hf_hub_download(str(where), name, **hub))
-    except (HFValidationError, OSError) as error:
-        raise UserError(
-            f"{where}: no such folder, and the hub gives no {name} of that id ({one_line(error)})"
-        ) from error

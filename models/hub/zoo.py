@@ -1,4 +1,4 @@
-"""A model by whatever name: its folder, its id on the hub, or the name of a published one."""
+"""Loads a model by its folder, its id on the hub, or the name of a published one."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ BUNDLED = Path(__file__).resolve().parents[2] / "demo" / "emoji_model"
 def load(name: str | Path = BUNDLED, device: str | torch.device | None = None) -> FractalGen:
     """The model `name`, in eval mode, on `device` (default: the accelerator that torch finds, else the CPU).
 
-    name  a folder that `save_pretrained` wrote; one of download.FILES, whose weights are fetched unless they are there, with
-          ImageNet's class names; else an id on the hub
+    name  a folder that `save_pretrained` wrote; one of download.FILES, whose weights are fetched unless they
+          are there, with ImageNet's class names; else an id on the hub
 
     Raises UserError where that gives no model.
     """
@@ -28,16 +28,15 @@ def load(name: str | Path = BUNDLED, device: str | torch.device | None = None) -
         checkpoint.load_weights(model, checkpoint.load(path, mmap=True)["model"], path)
         model.class_names = imagenet_names()
         return model.eval().to(device)
-    if Path(name) == BUNDLED and not BUNDLED.is_dir():
-        raise UserError(
-            f"{BUNDLED}: no such folder; give a model's folder, its id on the hub, or {', '.join(download.FILES)}"
-        )
     return FractalGen.from_pretrained(name, map_location=device)
 
 
 def load_or_bundled(name: str | Path) -> tuple[FractalGen, str]:
-    """`load`, but where a published model is asked for without an accelerator or its weights cannot be had, the model in the
-    box; and a sentence that says which."""
+    """As `load`, and returns a sentence that says which model it is.
+
+    Loads the bundled model instead of a published one where there is no accelerator or its weights cannot be
+    fetched.
+    """
     try:
         if str(name) in download.FILES and find_device().type == "cpu":
             raise UserError(f"{name} wants a GPU")

@@ -1,200 +1,227 @@
-"""Sampling, depth-first: the canvas loop that every generator type shares.
+"""Depth-first sampling: the loop over the steps of a level, which all generator types share (paper, 3.2 and
+4.1; docs/format.md, "Sampling").
 
-A level's sampler lives for one sampling call. It knows the plan in host integers, so nothing waits for the device.
-Letters: N images at this level, p patch side, C = 3 * p * p, L patches an image, D width, k patches decided in one
-step, h halves (2 with guidance, else 1).
+A level's sampler lives for one sampling call. Its plan consists of integers on the host, so that nothing
+waits for the device. Letters: N images of this level, H image side, p patch side, C = 3 * p * p, L patches of
+an image, D width, k patches of one step, h halves (2 with guidance, otherwise 1).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from models.generator import Generator
 from models.noise import Noise
 from models.patches import patchify, put, unpatchify
 from models.sampling.guidance import Guidance
-from models.sampling.known import KnownPixels
-from models.sampling.prepare import Linear, Norm, Setup
+from models.sampling.known import GroupCallback, KnownPixels, OnStep
+from models.sampling.prepare import FastLayerNorm, FastLinear, Setup
 
 
-class LevelSampler:
-    """Draws the images of one level. A generator type gives it `start` and `predict`; `child` draws its patches."""
+@dataclass(frozen=True)
+class Batch:
+    """N images of one level that are sampled together, and all that decides them (paper, 3.2).
 
-    def __init__(self, generator, child, setup: Setup):
-        self.generator, self.child, self.setup = generator, child, setup
-        self.reads = generator.reads or generator.spec.num_conds
+    conds      conditions, each (h * N, cond_dim): with guidance the class-conditional half comes first
+    guidance   how logits become values
+    noise      the random numbers of the images
+    num_iters  the numbers of steps of this level and of the levels below it
+    known      the known pixels of the images and the constraint on the others; None: there are neither
+    on_step    called with (step, number of steps, canvas (N, 3, H, H)) after each step of this level, or None
+    """
 
-    def start(
-        self,
-        conds: Sequence[Tensor],
-        guidance: Guidance,
-        noise: Noise,
-        order: Tensor,
-        given: KnownPixels | None = None,
-    ):
-        """State of N images, whatever `predict` wants, from conditions, each (h * N, cond_dim), and order (N, L)."""
+    conds: Sequence[Tensor]
+    guidance: Guidance
+    noise: Noise
+    num_iters: tuple[int, ...] = ()
+    known: KnownPixels | None = None
+    on_step: OnStep | None = None
+
+    def __len__(self) -> int:
+        return len(self.noise)
+
+    def part(self, rows: slice | Tensor, on_step: OnStep | None = None) -> "Batch":
+        """Selects some of the images, by a slice or by ascending numbers (int64) on the host."""
+        known = self.known.part(rows) if self.known is not None else None
+        if not isinstance(rows, slice) and len(rows) == len(self):
+            return replace(self, known=known, on_step=on_step)
+        there = rows if isinstance(rows, slice) else rows.to(self.conds[0].device)
+        conds = [self.guidance.part(cond, there) for cond in self.conds]
+        return replace(self, conds=conds, noise=self.noise.part(there), known=known, on_step=on_step)
+
+
+class Sampler:
+    """Samples images of one size: of a level, or single pixels (paper, 3.2).
+
+    num_conds   the number of conditions that it uses
+    patch_size  the side of the patches that its plan counts
+    max_images  the largest number of images that are sampled together; None: no limit
+    """
+
+    num_conds: int
+    patch_size: int
+    max_images: int | None = None
+
+    def plan(self, num_iters: Sequence[int], hidden: int | None = None) -> tuple:
+        """The steps for images that have `hidden` patches to sample; None: all patches."""
         raise NotImplementedError
 
-    def predict(self, state, known: Tensor | None, begin: int, end: int) -> list[Tensor]:
-        """Conditions, each (h * N * k, D), of the patches at places [begin, end) of the order; rows: half, image, patch.
-
-        `known` (N, k', C): the patches at places [begin - k', begin), decided since the last call; None if there are none.
-        """
+    def draw(self, batch: Batch, plan: tuple) -> Tensor:
+        """Samples normalised images (N, 3, H, H), which all take the steps of `plan`."""
         raise NotImplementedError
 
-    def draw(
-        self,
-        conds: Sequence[Tensor],
-        guidance: Guidance,
-        noise: Noise,
-        num_iter_list: Sequence[int],
-        on_step: Callable | None = None,
-        given: KnownPixels | None = None,
-    ) -> Tensor:
-        """Conditions, each (h * N, cond_dim), and the noise of N images -> normalised images (N, 3, H, H).
-
-        `on_step(step, num_steps, canvas)` is called after each step with the canvas (N, 3, H, H) so far, and before it with
-        those of the steps inside, down to `setup.watch_levels` levels, where these are not drawn in chunks. `given` is what is
-        known of the images, each of which has something hidden; images of the same plan are then drawn together.
-        """
-        spec, chunk = self.generator.spec, self.setup.chunk
-        if spec.index > 0 and chunk is not None and len(noise) > chunk:
-            parts = [
-                some(conds, guidance, noise, given, slice(i, i + chunk)) for i in range(0, len(noise), chunk)
-            ]
-            return torch.cat([self.draw(*these, num_iter_list, given=known) for *these, known in parts])
-        num_iter, *deeper = num_iter_list
-        if given is None:
-            return self.decide(
-                conds, guidance, noise, tuple(self.generator.plan(num_iter)), deeper, on_step, None
-            )
-        groups = list(
-            given.groups(spec.patch_size, lambda hidden: tuple(self.generator.plan(num_iter, hidden)))
+    def sample(self, batch: Batch) -> Tensor:
+        """Samples normalised images (N, 3, H, H). Known pixels stay; images wholly known take no time."""
+        if self.max_images is not None and len(batch) > self.max_images:
+            parts = range(0, len(batch), self.max_images)
+            return torch.cat([self.sample(batch.part(slice(i, i + self.max_images))) for i in parts])
+        if batch.known is None:
+            return self.draw(batch, self.plan(batch.num_iters))
+        images = batch.known.images.clone()
+        groups = list(batch.known.groups(self.patch_size, partial(self.plan, batch.num_iters)))
+        callback = (
+            GroupCallback(batch.on_step, batch.known, sum(len(plan) for plan, _ in groups))
+            if batch.on_step is not None
+            else None
         )
-        shown, num_steps, done = on_step and Shown(on_step, given), sum(len(plan) for plan, *_ in groups), 0
-        images = given.images.clone()
-        for plan, rows, known in groups:
-            *these, _ = some(conds, guidance, noise, None, rows)
-            watch = shown and shown.of(rows, done, num_steps)
-            images[rows.to(images.device)] = self.decide(*these, plan, deeper, watch, known)
-            done += len(plan)
+        for plan, rows in groups:
+            on_step = callback.group(rows, len(plan)) if callback is not None else None
+            images[rows.to(images.device)] = self.draw(batch.part(rows, on_step), plan)
         return images
 
-    def first_canvas(self, state, order: Tensor, given: KnownPixels | None) -> Tensor:
-        """What a step callback sees of N images before the first step: patches (N, L, C), grey where nothing is known."""
-        if given is not None:
-            return patchify(given.shown(), self.generator.spec.patch_size)
-        return order.new_zeros(*order.shape, self.generator.spec.patch_dim, dtype=self.generator.dtype)
 
-    def decide(
-        self, conds, guidance, noise, plan, num_iter_list, on_step: Callable | None, given: KnownPixels | None
-    ) -> Tensor:
-        """`draw`, by a plan of this level's steps; `num_iter_list` is for those below."""
-        spec = self.generator.spec
-        order = self.generator.order(noise, given)
-        state = self.start(conds, guidance, noise, order, given)
-        children, inside = noise.in_order(order), given and given.in_order(spec.patch_size, order)
-        first = plan[0][0]  # patches known from the beginning
-        drawn = [inside.patches[:, :first]] if first else []
-        new = list(drawn)  # decided since the last prediction
-        canvas = self.first_canvas(state, order, given) if on_step else None
-        for step, (begin, end, progress) in enumerate(plan):
-            here = inside and inside.step(begin, end)
-            if here is not None and not here.hidden.any():
-                patches = here.images
-            else:
-                handed = self.predict(state, joined(new), begin, end)
-                step_guidance = guidance.at(progress).on(order.device) if spec.index == 0 else guidance
-                inner = None
-                if on_step is not None and spec.index + 1 < self.setup.watch_levels:
-                    inner = within(on_step, step, len(plan), canvas, order[:, begin:end], spec.patch_size)
-                patches = draw_hidden(
-                    self.child, handed, step_guidance, children.step(begin, end), num_iter_list, here, inner
-                )
-                new = []
-            drawn.append(patches.reshape(len(order), end - begin, spec.patch_dim))
-            new.append(drawn[-1])
-            if on_step is not None:
-                canvas = put(canvas, order[:, begin:end], drawn[-1])
-                on_step(step, len(plan), unpatchify(canvas, spec.patch_size))
-        drawn = torch.cat(drawn, dim=1)
-        return unpatchify(put(torch.empty_like(drawn), order, drawn), spec.patch_size)
+class LevelSampler(Sampler):
+    """Samples images of one level (F2); `child` samples their patches. Types give `start`, `predict`."""
 
+    def __init__(self, generator: Generator, child: Sampler, setup: Setup):
+        self.generator, self.child, self.setup = generator, child, setup
+        self.num_conds, self.patch_size = generator.num_conds, generator.spec.patch_size
+        if generator.spec.index > 0:
+            self.max_images = setup.options.chunk
 
-def within(
-    on_step: Callable, step: int, num_steps: int, canvas: Tensor, where: Tensor, patch_size: int
-) -> Callable:
-    """The step callback of the level below: shows `canvas` (N, L, C) with its images at the patches `where` (N, k)."""
+    def start(self, batch: Batch, order: Tensor):
+        """Makes the state that `predict` needs; `order` (N, L) holds patch numbers."""
+        raise NotImplementedError
 
-    def inner(_step: int, _num_steps: int, images: Tensor) -> None:
-        grown = put(canvas, where, images.reshape(*where.shape, -1))
-        on_step(step, num_steps, unpatchify(grown, patch_size))
+    def predict(self, state, new: Tensor | None, begin: int, end: int) -> list[Tensor]:
+        """Computes the conditions of the patches at places [begin, end) of the order, each (h * N * k, D).
 
-    return inner
+        Their rows go through halves, then images, then patches. `new` (N, k', C) holds the patches at places
+        [begin - k', begin), which were decided since the last call; None if there are none.
+        """
+        raise NotImplementedError
 
+    def plan(self, num_iters: Sequence[int], hidden: int | None = None) -> tuple:
+        return tuple(self.generator.plan(num_iters[0], hidden))
 
-def joined(patches: list[Tensor]) -> Tensor | None:
-    """Some of (N, k, C), side by side."""
-    return torch.cat(patches, dim=1) if len(patches) > 1 else patches[0] if patches else None
+    def first_canvas(self, state, batch: Batch) -> Tensor:
+        """What a step callback sees first: images (N, 3, H, H), grey where nothing is known."""
+        if batch.known is not None:
+            return batch.known.shown()
+        side, dtype = self.generator.spec.img_size, self.generator.dtype
+        return torch.zeros(len(batch), 3, side, side, dtype=dtype, device=batch.conds[0].device)
+
+    def draw(self, batch: Batch, plan: tuple) -> Tensor:
+        """Runs the steps of a level (docs/format.md, "Sampling"), each down to the pixels."""
+        spec, guidance = self.generator.spec, batch.guidance
+        uniforms, precedence = batch.noise.order_uniforms, None
+        if batch.known is not None:
+            precedence = batch.known.precedence(spec.patch_size).to(uniforms.device)
+        order = self.generator.order(uniforms, precedence)  # (N, L)
+        state = self.start(batch, order)
+        canvas = Canvas(batch, order, spec.patch_size, plan)
+        if batch.on_step is not None:
+            canvas.show(self.first_canvas(state, batch), spec.index + 1 < self.setup.options.watch_levels)
+        for begin, end, progress in plan:
+            patches = canvas.known_patches(begin, end)
+            if patches is None:
+                conds = self.predict(state, canvas.take_new(), begin, end)
+                if spec.index == 0:
+                    guidance = batch.guidance.at(progress, order.device)
+                patches = self.child.sample(canvas.children(begin, end, conds, guidance))
+            canvas.put(patches)
+        return canvas.images()
 
 
-def some(conds, guidance: Guidance, noise: Noise, given: KnownPixels | None, rows: slice | Tensor) -> tuple:
-    """The first three and `given` of what concerns the images `rows`, a slice or ascending numbers on the host."""
-    if not isinstance(rows, slice) and len(rows) == len(noise):
-        return conds, guidance, noise, given
-    there = rows if isinstance(rows, slice) else rows.to(conds[0].device)
-    return (
-        [guidance.part(cond, there) for cond in conds],
-        guidance,
-        noise.part(there),
-        given and given.part(rows),
-    )
+class Canvas:
+    """The patches of a batch in the order of decision (F2), which the level below gets step by step."""
 
+    def __init__(self, batch: Batch, order: Tensor, patch_size: int, plan: tuple):
+        self.batch, self.order, self.patch_size, self.plan = batch, order, patch_size, plan
+        self.noise = batch.noise.in_order(order)
+        self.known = batch.known.in_order(patch_size, order) if batch.known is not None else None
+        first = plan[0][0]  # the number of patches that are known from the beginning
+        self.decided = [self.known.patches[:, :first]] if first else []
+        self.new = list(self.decided)  # decided since the last prediction
+        self.step, self.shown, self.shows_within = 0, None, False
 
-def draw_hidden(
-    sampler, conds, guidance: Guidance, noise: Noise, num_iter_list, given: KnownPixels | None, on_step=None
-) -> Tensor:
-    """`sampler.draw` for the images that have something hidden; the others are as given."""
-    if given is None:
-        return sampler.draw(conds, guidance, noise, num_iter_list, on_step)
-    rows = given.incomplete()
-    if len(rows) == len(given):
-        return sampler.draw(conds, guidance, noise, num_iter_list, on_step, given)
-    images = given.images.clone()
-    if len(rows):
-        *these, hidden = some(conds, guidance, noise, given, rows)
-        on_step = on_step and Shown(on_step, given).of(rows)
-        images[rows.to(images.device)] = sampler.draw(*these, num_iter_list, on_step, hidden)
-    return images
+    def known_patches(self, begin: int, end: int) -> Tensor | None:
+        """The images of the patches at places [begin, end) if all of their pixels are known, else None."""
+        if self.known is None or self.known.hidden[:, begin:end].any():
+            return None
+        return self.known.step(begin, end).images
 
+    def take_new(self) -> Tensor | None:
+        """The patches (N, k, C) that were decided since the last call; None if there are none."""
+        new, self.new = self.new, []
+        return torch.cat(new, dim=1) if len(new) > 1 else new[0] if new else None
 
-class Shown:
-    """The canvas of images of which some are drawn after others, or not at all, for a step callback."""
+    def children(self, begin: int, end: int, conds: Sequence[Tensor], guidance: Guidance) -> Batch:
+        """Makes the patches at places [begin, end) a batch of the next level (F1)."""
+        known = self.known.step(begin, end) if self.known is not None else None
+        on_step = partial(self.show_within, self.order[:, begin:end]) if self.shows_within else None
+        return Batch(conds, guidance, self.noise.step(begin, end), self.batch.num_iters[1:], known, on_step)
 
-    def __init__(self, on_step: Callable, given: KnownPixels):
-        self.on_step, self.canvas = on_step, given.shown()
+    def put(self, patches: Tensor) -> None:
+        """Takes the next step's patches (N * k, 3, p, p), and calls the step callback."""
+        begin, end, _ = self.plan[self.step]
+        patches = patches.reshape(len(self.order), end - begin, -1)
+        self.decided.append(patches)
+        self.new.append(patches)
+        if self.shown is not None:
+            self.shown = put(self.shown, self.order[:, begin:end], patches)
+            self.batch.on_step(self.step, len(self.plan), unpatchify(self.shown, self.patch_size))
+        self.step += 1
 
-    def of(self, rows: Tensor, done: int = 0, of_all: int | None = None) -> Callable:
-        """The callback of the images `rows`, before whose steps `done` of `of_all` have been made for others."""
+    def images(self) -> Tensor:
+        """Joins all patches to images (N, 3, H, H), after the last step."""
+        decided = torch.cat(self.decided, dim=1)
+        return unpatchify(put(torch.empty_like(decided), self.order, decided), self.patch_size)
 
-        def on_step(step: int, num_steps: int, canvas: Tensor) -> None:
-            self.canvas = self.canvas.index_copy(0, rows.to(canvas.device), canvas)
-            self.on_step(done + step, of_all or num_steps, self.canvas)
+    def show(self, images: Tensor, within: bool) -> None:
+        """Starts to show patches on these images; with `within` also after each step of the level below."""
+        self.shown, self.shows_within = patchify(images, self.patch_size), within
 
-        return on_step
+    def show_within(self, where: Tensor, _step: int, _num_steps: int, images: Tensor) -> None:
+        """The step callback of the level below: shows images (N * k, 3, p, p) at patches `where` (N, k)."""
+        grown = put(self.shown, where, images.reshape(*where.shape, -1))
+        self.batch.on_step(self.step, len(self.plan), unpatchify(grown, self.patch_size))
 
 
 class TransformerSampler(LevelSampler):
-    """What the samplers of AR and MAR prepare alike; `stream` is the dtype of the residual stream."""
+    """Prepares what AR and MAR samplers share (paper, 3.2); `stream` is the residual stream's dtype."""
 
-    def __init__(self, generator, child, setup: Setup):
+    def __init__(self, generator: Generator, child: Sampler, setup: Setup):
         super().__init__(generator, child, setup)
         dtype, self.stream = setup.dtype, generator.pos_embed_learned.dtype
         self.cond_emb, self.patch_emb = (
-            Linear.of(generator.cond_emb, dtype),
-            Linear.of(generator.patch_emb, dtype),
+            FastLinear.of(x, dtype) for x in (generator.cond_emb, generator.patch_emb)
         )
-        self.embedding_norm, self.norm = (
-            Norm(generator.patch_emb_ln, self.stream),
-            Norm(generator.norm, dtype),
-        )
+        self.embedding_norm = FastLayerNorm(generator.patch_emb_ln, self.stream)
+        self.norm = FastLayerNorm(generator.norm, dtype)
+
+
+SAMPLERS: dict[type[Generator], Callable[[Generator, Sampler, Setup], LevelSampler]] = {}
+
+
+def register_sampler(generator: type[Generator]) -> Callable:
+    """Class decorator: the sampler of a generator class and of its subclasses (paper, 3.2)."""
+
+    def add(sampler):
+        SAMPLERS[generator] = sampler
+        return sampler
+
+    return add

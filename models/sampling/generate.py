@@ -1,175 +1,204 @@
-"""From class labels to images: what `model.generate` does around the sampler.
+"""From class labels to images: what surrounds the samplers in one call (paper, 3.2 and 5.2).
 
-Letters: B images, H image side, D width.
+Letters: B images, H image side, D width, h halves (2 with guidance, otherwise 1).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import replace
 from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from models.attention import full_precision
 from models.noise import Noise
-from models.sampling.guidance import Guidance
+from models.sampling import ar, mar  # noqa: F401  importing them registers their samplers
+from models.sampling.canvas import SAMPLERS, Batch, OnStep, Sampler
+from models.sampling.guidance import inverse_cdf
 from models.sampling.known import KnownPixels
+from models.sampling.options import SamplingOptions
+from models.sampling.pixel import PixelSampler
+from models.sampling.prepare import Setup
 from util.errors import UserError
-from util.pixels import to_numpy, to_pil
+from util.pixels import NotebookCanvas, to_numpy, to_pil
 
 OUTPUT_TYPES = {"pil": to_pil, "np": to_numpy, "pt": lambda images: images}
 
 
-@dataclass(frozen=True)
-class SamplingDefaults:
-    """What `generate` uses where its caller says nothing; presets carry the best published settings."""
+def build_sampler(fractal: nn.Module, setup: Setup) -> Sampler:
+    """Builds the samplers of a FractalGen and of all levels in it, down to the RGB head (paper, 3.1).
 
-    num_inference_steps: tuple[int, ...]
-    guidance_scale: float = 1.0
-    guidance_schedule: str = "linear"
-    temperature: float = 1.0
-    filter_threshold: float = 1e-4
-
-    @classmethod
-    def of_sizes(cls, sizes: Sequence[int]) -> "SamplingDefaults":
-        """One step a patch, at most 64, at each level of image sides `sizes`."""
-        return cls(tuple(min(64, (a // b) ** 2) for a, b in pairwise(sizes)))
-
-
-def validate_num_iters(num_iter_list: Sequence[int], num_levels: int) -> None:
-    """Raises ValueError unless there is one positive number of steps for each level above the pixel."""
-    if len(num_iter_list) != num_levels or any(n < 1 for n in num_iter_list):
-        given = ",".join(map(str, num_iter_list))
-        raise ValueError(
-            f"num_iter_list {given} must be {num_levels} positive numbers, the steps of each level"
-        )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """On a CPU torch has no class of its own for it."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Dropout off inside; every submodule's mode as it was afterwards, also after an exception."""
-    was_training = [m for m in module.modules() if m.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m in was_training:
-            m.training = True
+    They are made for one call. `fractal` may also be the RGB head itself.
+    """
+    generators = []
+    while hasattr(fractal, "next_fractal"):
+        generators.append(fractal.generator)
+        fractal = fractal.next_fractal
+    sampler = PixelSampler(fractal, setup)
+    for generator in reversed(generators):
+        cls = next(SAMPLERS[kind] for kind in type(generator).__mro__ if kind in SAMPLERS)
+        sampler = cls(generator, sampler, setup)
+    return sampler
 
 
 @torch.no_grad()
+def sample_images(
+    model,
+    conds: Sequence[Tensor],
+    options: SamplingOptions,
+    noise: Noise | None = None,
+    pick: Callable[[Tensor, Tensor], Tensor] = inverse_cdf,
+    on_step: OnStep | None = None,
+    known: KnownPixels | None = None,
+) -> Tensor:
+    """Samples normalised images (B, 3, H, H) from conditions (docs/format.md, "Sampling").
+
+    conds           `model.num_conds` conditions, each (h * B, D): with guidance class conditions, then
+                    `fake_latent`
+    noise           the random numbers of the images; default: drawn, with a seed from torch's generator
+    pick            see `Guidance`
+    on_step, known  see `Batch`
+
+    Raises ValueError for conditions that are too few, and for options out of range.
+    """
+    num_levels, rows, (device, dtype) = (
+        len(model.generators),
+        len(conds[0]),
+        (conds[0].device, model.generator.dtype),
+    )
+    guidance = options.guidance(num_levels, pick, model.generator.has_feature_cache)
+    if len(conds) < model.num_conds or (guidance.doubled and rows % 2):
+        raise ValueError(
+            f"cond_list must hold {model.num_conds} conditions, with cfg != 1 of an even number of rows; "
+            f"got {len(conds)} of {rows} rows"
+        )
+    if noise is None:
+        indices = range(rows // 2 if guidance.doubled else rows)
+        noise = Noise.of_images(int(torch.randint(2**63 - 1, ())), indices, model.noise_sizes, device)
+    if known is not None and not known.hidden.any():
+        return known.images.clone()
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    with eval_mode(model), full_precision(conds[0]), torch.inference_mode():
+        sampler = build_sampler(model, Setup(dtype, options))
+        images = sampler.sample(Batch(conds, guidance, noise, options.num_inference_steps, known, on_step))
+    return images.clone()  # an ordinary tensor
+
+
+def sample(
+    model,
+    cond_list: Sequence[Tensor],
+    num_iter_list: Sequence[int],
+    cfg: float | Sequence[float] = 1.0,
+    cfg_schedule: str = "linear",
+    temperature: float | Sequence[float] = 1.0,
+    filter_threshold: float = 1e-4,
+    fractal_level: int = 0,
+    visualize: bool = False,
+    *,
+    noise: Noise | None = None,
+    pick: Callable[[Tensor, Tensor], Tensor] = inverse_cdf,
+    on_step: OnStep | None = None,
+    known: KnownPixels | None = None,
+    **settings,
+) -> Tensor:
+    """The published call (docs/format.md, "Published names and flags"): normalised images (B, 3, H, H).
+
+    cond_list      `num_conds` conditions, each (B, D), or with cfg != 1 (2 B, D): class conditions, then
+                   `fake_latent`
+    num_iter_list  the numbers of steps of the levels, `num_inference_steps` of `SamplingOptions`
+    fractal_level  the level of this module; another number raises ValueError
+    visualize      shows the growing canvas in a notebook
+
+    cfg … filter_threshold and `settings` are the other fields of `SamplingOptions`; the rest is for
+    `sample_images`. Raises ValueError for settings out of range. `generate` is the convenient call.
+    """
+    if fractal_level != model.fractal_level:
+        raise ValueError(f"fractal_level {fractal_level} given to the module of level {model.fractal_level}")
+    on_step = NotebookCanvas(then=on_step) if visualize else on_step
+    steps = tuple(num_iter_list)
+    options = SamplingOptions(steps, cfg, cfg_schedule, temperature, filter_threshold, **settings)
+    return sample_images(model, cond_list, options, noise, pick, on_step, known)
+
+
 def generate(
     model,
     class_labels: int | Sequence[int] | Tensor | None = None,
     *,
     num_images: int | None = None,
-    guidance_scale: float | Sequence[float] | None = None,
-    guidance_schedule: str | None = None,
-    num_inference_steps: Sequence[int] | None = None,
-    temperature: float | Sequence[float] | None = None,
-    filter_threshold: float | None = None,
     seed: int | Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     indices: Sequence[int] | None = None,
-    chunk: int | None = None,
-    compiled: bool = False,
-    refresh: int = 1,
     output_type: str = "pil",
-    callback_on_step_end: Callable[[int, int, Tensor], None] | None = None,
-    watch_levels: int = 1,
+    callback_on_step_end: OnStep | None = None,
     progress_bar: bool = True,
-    given: KnownPixels | None = None,
+    known: KnownPixels | None = None,
+    **settings,
 ):
-    """Draws one image for each class label. Settings left out are the model's best published ones.
+    """Samples one image for each class label (paper, 5.2).
 
-    class_labels          0..class_num-1, one for each image; None: unconditional, `num_images` of them (default 1)
-    guidance_scale        1 = no guidance; see models/sampling/guidance.py for it, guidance_schedule, temperature, filter_threshold.
-                          Scale and temperature may be lists, a number for the softmax below each level above the pixel: those
-                          of guiding pixels, unused where a level has none, and the pixels' own last
-    num_inference_steps   one number of steps for each level above the pixel
-    seed / generator      image i of a seed is the same whatever else is drawn with it; a generator gives a seed. A list of
-                          seeds, one for each level above the pixel, draws one level's choices anew with the others' dice kept
-    indices               the images' numbers i within the seed; default 0, 1, …
-    chunk, compiled, refresh  see `FractalGen.sample`
-    output_type           "pil": list of RGB images; "np": uint8 (B, H, H, 3); "pt": normalised float (B, 3, H, H)
+    class_labels  0..class_num-1, one for each image; None: `num_images` unconditional images (default 1)
+    seed          from 0 to 2**63 - 1; image i of a seed is the same whatever else is sampled with it. Or a
+                  list of seeds, one for each level above the pixel: to change one of them resamples one level
+                  and keeps the random numbers of the others
+    generator     draws the seed, where none is given; giving both raises ValueError
+    indices       the numbers i of the images within the seed; default 0, 1, …
+    output_type   "pil": list of RGB images; "np": uint8 (B, H, H, 3); "pt": normalised float (B, 3, H, H)
     callback_on_step_end  called with (step, number of steps, canvas (B, 3, H, H)) after each step of level 0
-    watch_levels          above 1: it also sees the canvas within a step, after each step of so many levels
-    given                 what is known of the images: what `model.edit` gives
+    known         the known pixels of the images, as `model.edit` passes them; None: there are none
+    settings      fields of `SamplingOptions`, such as guidance_scale, temperature, num_inference_steps or
+                  chunk; default, and where None: as in `model.sampling_defaults`
 
     Raises ValueError for a setting or label out of range.
     """
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"unknown output_type {output_type!r}; one of {', '.join(OUTPUT_TYPES)}")
-    defaults = model.sampling_defaults
-    labels = check_labels(class_labels, model.class_num)
+    labels, scale = check_labels(class_labels, model.class_num), settings.get("guidance_scale")
     if labels is None:
         n = 1 if num_images is None else num_images
-        if guidance_scale not in (None, 1, 1.0):
-            raise ValueError(
-                f"guidance_scale {guidance_scale} needs class_labels; unconditional images have 1"
-            )
-        scale = 1.0
+        if scale not in (None, 1, 1.0):
+            raise ValueError(f"guidance_scale {scale} needs class_labels; unconditional images have 1")
+        settings = {**settings, "guidance_scale": 1.0}
     else:
         n = len(labels)
         if num_images not in (None, n):
             raise ValueError(f"num_images {num_images} contradicts the {n} class_labels")
-        scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
     indices = range(n) if indices is None else indices
     if len(indices) != n:
         raise ValueError(f"indices must hold one number for each of the {n} images, got {len(indices)}")
-
-    unconditional = model.fake_latent.repeat(n, 1)
-    device = unconditional.device
-    cond = unconditional if labels is None else model.class_emb(torch.tensor(labels, device=device))
-    settings = (
-        scale,
-        defaults.guidance_schedule if guidance_schedule is None else guidance_schedule,
-        defaults.temperature if temperature is None else temperature,
-        defaults.filter_threshold if filter_threshold is None else filter_threshold,
-    )
-    if Guidance.create(*settings, num_levels=len(model.generators)).doubled:
-        cond = torch.cat([cond, unconditional])
+    options = replace(model.sampling_defaults, **{name: x for name, x in settings.items() if x is not None})
+    with torch.no_grad():
+        cond = unconditional = model.fake_latent.repeat(n, 1)
+        if labels is not None:
+            cond = model.class_emb(torch.tensor(labels, device=cond.device))
+        if options.guidance(len(model.generators)).doubled:
+            cond = torch.cat([cond, unconditional])
     if seed is None:
-        seed = int(
-            torch.randint(2**63 - 1, (), generator=generator, device=generator.device if generator else None)
-        )
+        device = generator.device if generator is not None else None
+        seed = int(torch.randint(2**63 - 1, (), generator=generator, device=device))
     elif generator is not None:
         raise ValueError("give seed or generator, not both")
-    bar = tqdm(desc="sampling", unit="step", disable=not progress_bar)
+    noise = Noise.of_images(seed, indices, model.noise_sizes, cond.device)
+    with tqdm(desc="sampling", unit="step", disable=not progress_bar) as bar:
 
-    def on_step(step: int, num_steps: int, canvas: Tensor) -> None:
-        bar.total = num_steps
-        bar.update(step + 1 - bar.n)
-        if callback_on_step_end is not None:
-            callback_on_step_end(step, num_steps, canvas)
+        def on_step(step: int, num_steps: int, canvas: Tensor) -> None:
+            bar.total = num_steps
+            bar.update(step + 1 - bar.n)
+            if callback_on_step_end is not None:
+                callback_on_step_end(step, num_steps, canvas)
 
-    with bar:
-        images = model.sample(
-            [cond] * model.num_conds,
-            defaults.num_inference_steps if num_inference_steps is None else num_inference_steps,
-            *settings,
-            chunk=chunk,
-            compiled=compiled,
-            refresh=refresh,
-            noise=Noise.of_images(seed, indices, model.noise_sizes, device),
-            on_step=on_step,
-            watch_levels=watch_levels,
-            given=given,
-        )
+        images = sample_images(model, [cond] * model.num_conds, options, noise, on_step=on_step, known=known)
     return OUTPUT_TYPES[output_type](images)
 
 
 def check_labels(labels, class_num: int) -> list[int] | None:
-    """One label or several, or None -> a list, or None. Raises ValueError for one that is none of 0..class_num-1."""
+    """Returns one or several labels as a list, and None as None (docs/format.md, "Class conditions and
+    levels").
+
+    Raises ValueError for a label out of 0..class_num-1, and for any label if the model has no classes.
+    """
     if labels is None:
         return None
     if class_num == 0:
@@ -185,10 +214,36 @@ def check_labels(labels, class_num: int) -> list[int] | None:
 
 
 def labels_of_each(labels, class_num: int, num_images: int) -> list[int] | None:
-    """`check_labels` of one label for all images, or one each -> one each, or None."""
+    """Returns one label for each image (docs/format.md, "Class conditions and levels"), or None.
+
+    `labels` are as in `check_labels`: one for all images, or one for each. Raises ValueError for another
+    number.
+    """
     labels = check_labels(labels, class_num)
     if labels is None:
         return None
     if len(labels) not in (1, num_images):
         raise UserError(f"{len(labels)} class_labels for {num_images} images; give one, or one each")
     return labels if len(labels) == num_images else labels * num_images
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Says whether memory ran out; on a CPU torch has no exception of its own for that."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Turns dropout (docs/format.md, "MAR levels") off inside; a context manager.
+
+    Afterwards, also after an exception, every submodule has its mode again.
+    """
+    was_training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m in was_training:
+            m.training = True

@@ -1,6 +1,7 @@
-"""Classifier-free guidance of a 256-way softmax: scale, schedule, filter, draw (SPEC section 5).
+"""Classifier-free guidance of a softmax over 256 values (paper, 4.1; docs/format.md, "Sampling").
 
-Letters: N rows; logits are float32. A doubled batch holds the class-conditional rows, then the unconditional ones.
+Letters: N rows; logits are float32. A doubled batch holds the class-conditional rows, then the unconditional
+rows.
 """
 
 import math
@@ -10,11 +11,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-SCHEDULES = ("linear", "constant")
+# Called with the guidance scale and the progress of level 0, from 0 to 1; returns the scale of the step.
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "linear": lambda scale, progress: 1 + (scale - 1) * progress,
+    "constant": lambda scale, progress: scale,
+}
 
 
 def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """One draw a row: probabilities (N, 256), uniforms (N,) in [0, 1) -> values (N,) int64; never one of probability 0."""
+    """Draws one value in each row (docs/format.md, "Sampling"), never one of probability 0.
+
+    Probabilities (N, 256) and uniforms (N,) in [0, 1) -> values (N,) int64.
+    """
     cdf = probs.cumsum(-1)
     threshold = uniforms[:, None] * cdf[:, -1:]
     return torch.searchsorted(cdf, threshold, right=True).squeeze(-1).clamp(max=probs.shape[-1] - 1)
@@ -22,14 +30,15 @@ def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How logits become draws.
+    """How logits become values (docs/format.md, "Sampling").
 
-    scale             guidance scale w >= 1: uncond + w (cond - uncond); 1 means no guidance and no second half
-    schedule          "linear": 1 + (scale - 1) * progress at level 0; "constant": scale
-    temperature       multiplies the logits, above 1 is sharper
+    scale             guidance scale from 1, as in (F7); 1 means no guidance and no second half
+    schedule          a name of SCHEDULES: how the scale grows with the progress of level 0
+    temperature       multiplies the logits; above 1 is sharper
     filter_threshold  where the conditional probability is below it, the unconditional logit is lifted
-    pick              (probs (N, 256), uniforms (N,)) -> (N,) int64
-    heads             where scales or temperatures differ: what holds for the softmax below each level, the RGB head last
+    pick              (probabilities (N, 256), uniforms (N,)) -> values (N,) int64
+    doubled           whether the batch holds an unconditional half
+    heads             where scales or temperatures differ: one Guidance for the softmax below each level
     """
 
     scale: float | Tensor = 1.0
@@ -44,9 +53,10 @@ class Guidance:
     def create(
         cls, scale, schedule, temperature, filter_threshold, pick=inverse_cdf, num_levels: int = 1
     ) -> "Guidance":
-        """Checks the settings, each with a ValueError that names it, and decides once whether the batch is doubled.
+        """Checks the settings and decides once whether the batch is doubled.
 
-        `scale` and `temperature` are numbers, or lists of one number for each of `num_levels`.
+        `scale` and `temperature` are numbers, or lists of one number for each of `num_levels`. Raises
+        ValueError that names the setting.
         """
         lists = {"guidance scale": scale, "temperature": temperature}
         for name, values in lists.items():
@@ -55,62 +65,59 @@ class Guidance:
                 raise ValueError(
                     f"{name} {values} must be one number, or {num_levels}, one for each level above the pixel"
                 )
-        heads = [
-            cls._of_head(*both, schedule, filter_threshold, pick)
-            for both in zip(*lists.values(), strict=True)
-        ]
-        doubled = any(head.scale != 1 for head in heads)
-        heads = tuple(replace(head, doubled=doubled) for head in heads)
-        return heads[-1] if len(set(heads)) == 1 else replace(heads[-1], heads=heads)
-
-    @classmethod
-    def _of_head(cls, scale, temperature, schedule, filter_threshold, pick) -> "Guidance":
-        if not 1 <= scale < math.inf:
-            raise ValueError(
-                f"guidance scale (cfg) {scale} must be from 1, which turns guidance off, and finite"
-            )
         if schedule not in SCHEDULES:
             raise ValueError(f"unknown guidance schedule {schedule!r}; one of {', '.join(SCHEDULES)}")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature {temperature} must be above 0, and finite")
         if not 0 <= filter_threshold <= 1:
             raise ValueError(f"filter_threshold {filter_threshold} must be from 0 to 1")
-        return cls(scale, schedule, temperature, filter_threshold, pick)
+        for value in lists["guidance scale"]:
+            if not 1 <= value < math.inf:
+                raise ValueError(
+                    f"guidance scale (cfg) {value} must be from 1, which turns guidance off, and finite"
+                )
+        for value in lists["temperature"]:
+            if not 0 < value < math.inf:
+                raise ValueError(f"temperature {value} must be above 0, and finite")
+        doubled = any(value != 1 for value in lists["guidance scale"])
+        heads = tuple(
+            cls(one_scale, schedule, one_temperature, filter_threshold, pick, doubled)
+            for one_scale, one_temperature in zip(*lists.values(), strict=True)
+        )
+        return heads[-1] if len(set(heads)) == 1 else replace(heads[-1], heads=heads)
 
     def head(self, level: int) -> "Guidance":
-        """Of the softmax below `level`: that of the next level's guiding pixel, or the RGB head."""
+        """The guidance of the softmax below `level`, which predicts guiding pixels or the pixels."""
         return self.heads[level] if self.heads else self
 
-    def at(self, progress: float) -> "Guidance":
-        """The guidance of a step of level 0 with that share of its patches known."""
-        if self.schedule == "constant":
-            return self
-        heads = tuple(head.at(progress) for head in self.heads)
-        return replace(self, scale=1 + (self.scale - 1) * progress, heads=heads)
+    def at(self, progress: float, device: torch.device) -> "Guidance":
+        """The guidance of a step of level 0; `progress` is a share of its patches, from 0 to 1.
 
-    def on(self, device: torch.device) -> "Guidance":
-        """With the scale in a tensor there: what is compiled for one scale fits all."""
-        heads = tuple(head.on(device) for head in self.heads)
-        return replace(self, scale=torch.full((), float(self.scale), device=device), heads=heads)
+        The scale becomes a tensor on `device`, so that a function that was compiled for one scale fits all
+        scales.
+        """
+        scale = torch.full((), float(SCHEDULES[self.schedule](self.scale, progress)), device=device)
+        return replace(self, scale=scale, heads=tuple(head.at(progress, device) for head in self.heads))
 
     def double(self, x: Tensor) -> Tensor:
-        """Rows that both halves share, once for each half."""
+        """Repeats rows (N, ...) for both halves of a doubled batch: (2N, ...); otherwise returns `x`."""
         return torch.cat([x, x]) if self.doubled else x
 
     def part(self, x: Tensor, rows: slice | Tensor) -> Tensor:
-        """Those `rows` of each half."""
+        """Selects `rows` of `x`, and in a doubled batch the same rows of each half."""
         return x.unflatten(0, (2, -1))[:, rows].flatten(0, 1) if self.doubled else x[rows]
 
     def probabilities(self, logits: Tensor, log_weights: Tensor | None = None) -> Tensor:
-        """Logits (2N or N, 256) -> probabilities (N, 256), multiplied by exp(log_weights) (N, 256). What a row's constant
-        does not change is left out."""
+        """Logits (2N or N, 256) -> probabilities (N, 256) by (F7), and a softmax.
+
+        They are multiplied by exp(log_weights) (N, 256) before they are normalised. The temperature comes
+        first, then the filter (docs/format.md, "Sampling"). Terms that are constant in a row are left out,
+        because the softmax does not depend on them.
+        """
         if self.temperature != 1:
             logits = logits * self.temperature
         if self.doubled:
             if self.filter_threshold > 0:
-                logits = logits - logits.amax(
-                    -1, keepdim=True
-                )  # SPEC section 5 lifts by the difference of the maxima
+                # With both maxima at 0, the filter needs no difference of maxima.
+                logits = logits - logits.amax(-1, keepdim=True)
             cond, uncond = logits.chunk(2)
             if self.filter_threshold > 0:
                 unlikely = cond.softmax(-1) < self.filter_threshold

@@ -1,8 +1,9 @@
-"""What is known of images before they are drawn: known pixels, and a constraint on the others.
+"""What is fixed before images are sampled: known pixels, and a constraint on the others (paper, 5.3).
 
-Known patches go to a level's transformer as if it had decided them, partly known ones are entered with what is known of
-them, down to single pixels. Nothing is trained for it.
-Letters: N images at a level, H image side, p patch side, L patches an image, k patches decided in one step.
+Known patches go to a level's transformer as if it had decided them. Partly known patches are decided like
+others, but their known pixels stay fixed at the levels below. Nothing is trained for this.
+
+Letters: N images of a level, H image side, p patch side, L patches of an image, C = 3 * p * p.
 """
 
 from collections.abc import Callable, Hashable, Iterator
@@ -15,123 +16,153 @@ from models.patches import patchify, take
 from models.sampling.constraints import Constraint
 from util.pixels import NUM_VALUES, to_values
 
-SPREAD = 12.0  # levels; see KnownPixels.guide_weights
+OnStep = Callable[[int, int, Tensor], None]  # (step, number of steps, canvas (N, 3, H, H))
+MEAN_SPREAD = 12.0  # values; see KnownPixels.guiding_weights
 
 
 @dataclass(frozen=True)
 class KnownPixels:
-    """images (N, 3, H, H): normalised, hidden pixels too, which only a constraint reads. hidden (N, H, H): bool, on the
-    host, so that plans are known there; True where pixels are to be drawn. constraint: what all drawn pixels must fulfil."""
+    """The known pixels of N images (paper, 5.3).
+
+    images      (N, 3, H, H), normalised; only a constraint uses the hidden pixels
+    hidden      (N, H, H) bool, True where pixels are to be sampled; on the host, where plans are made
+    constraint  what all sampled pixels must fulfil, or None
+    """
 
     images: Tensor
     hidden: Tensor
     constraint: Constraint | None = None
 
-    def __len__(self) -> int:
-        return len(self.hidden)
+    def part(self, rows: slice | Tensor) -> "KnownPixels | None":
+        """Selects some images, by a slice or by their numbers (int64) on the host.
 
-    def part(self, rows: slice | Tensor) -> "KnownPixels":
-        """Those images; `rows` are a slice, or numbers (n,) on the host."""
+        Returns None if all their pixels are hidden and there is no constraint.
+        """
+        hidden = self.hidden[rows]
+        if self.constraint is None and bool(hidden.all()):
+            return None
         there = rows if isinstance(rows, slice) else rows.to(self.images.device)
-        return replace(self, images=self.images[there], hidden=self.hidden[rows])
+        return replace(self, images=self.images[there], hidden=hidden)
 
     def shown(self) -> Tensor:
-        """The images (N, 3, H, H), hidden pixels grey."""
+        """The images (N, 3, H, H), normalised, where hidden pixels are 0, a grey."""
         return self.images.masked_fill(self.hidden[:, None].to(self.images.device), 0)
 
-    def incomplete(self) -> Tensor:
-        """Numbers (n,) of the images that have a hidden pixel, on the host."""
-        return self.hidden.flatten(1).any(1).nonzero().squeeze(1)
-
     def hidden_pixels(self, patch_size: int) -> Tensor:
-        """(N, L) int64, on the host: how many pixels of each patch are hidden."""
+        """(N, L) int64 on the host: the number of hidden pixels in each patch."""
         return patchify(self.hidden[:, None].float(), patch_size).sum(-1).long()
 
-    def groups(
-        self, patch_size: int, plan: Callable[[int], Hashable]
-    ) -> Iterator[tuple[Hashable, Tensor, "KnownPixels | None"]]:
-        """Images for whose numbers of patches to draw `plan` is the same: that plan, their numbers on the host, and what is
-        given of them; None where that is nothing."""
-        pixels = self.hidden_pixels(patch_size)
-        numbers = (pixels > 0).sum(1)
+    def groups(self, patch_size: int, plan: Callable[[int], Hashable]) -> Iterator[tuple[Hashable, Tensor]]:
+        """Groups the images that have a hidden pixel, by the plan for their number of patches to sample.
+
+        `plan` maps that number to a plan. Yields each plan and the numbers of its images, (n,) int64 on the
+        host.
+        """
+        numbers = (self.hidden_pixels(patch_size) > 0).sum(1)
         found: dict[Hashable, list[Tensor]] = {}
-        for number in numbers.unique().tolist():
+        for number in numbers[numbers > 0].unique().tolist():
             found.setdefault(plan(number), []).append((numbers == number).nonzero().squeeze(1))
         for one, rows in found.items():
-            rows = torch.cat(rows).sort().values
-            nothing = self.constraint is None and bool(self.hidden[rows].all())
-            yield one, rows, None if nothing else self if len(rows) == len(self) else self.part(rows)
+            yield one, torch.cat(rows).sort().values
 
     def precedence(self, patch_size: int) -> Tensor:
-        """(N, L) float32, on the host: added to a random order's numbers in [0, 1), it puts known patches first, then those
-        partly known, rather those of which most is known."""
+        """(N, L) float32 on the host, to be added to uniforms in [0, 1) that are then sorted.
+
+        Known patches come first. Partly known patches come next, the most complete first.
+        """
         share = self.hidden_pixels(patch_size) / patch_size**2
         return torch.where(share == 0, -3.0, torch.where(share < 1, share - 2, 0.0))
 
     def in_order(self, patch_size: int, order: Tensor) -> "KnownPatches":
-        """What is given of the patches, sorted as in `order` (N, L)."""
+        """Sorts what is known of the patches as in `order` (N, L), which holds patch numbers."""
         patches, hidden = (
             patchify(self.images, patch_size),
             patchify(self.hidden[:, None].float(), patch_size),
         )
         return KnownPatches(self, patch_size, take(patches, order), take(hidden, order.cpu()).bool())  # sync
 
-    def pixel_weights(self, channel: int, drawn: Tensor) -> Tensor:
-        """Of images of one pixel: log-weights (N, 256), 0 or -inf, of a channel, those before it (N, channel) drawn."""
-        return log_weights(self.allowed(channel, drawn, to_values(self.images).flatten(1)))
+    def pixel_weights(self, channel: int, before: Tensor) -> Tensor:
+        """For images of one pixel: log-weights (N, 256), 0 or -inf, of the values of a channel (F5).
 
-    def allowed(self, channel: int, drawn: Tensor, reference: Tensor) -> Tensor:
-        """The constraint's answer (N, 256); ValueError where it allows nothing."""
-        allowed = self.constraint(channel, drawn, reference)
+        `before` (N, channel) int64 holds the sampled values of the channels before it.
+        """
+        return log_weights(self.allowed(channel, before, to_values(self.images).flatten(1)))
+
+    def allowed(self, channel: int, before: Tensor, reference: Tensor) -> Tensor:
+        """Which values the constraint allows, (N, 256) bool. Raises ValueError where it allows no value."""
+        allowed = self.constraint(channel, before, reference)
         if not allowed.any(-1).all():  # sync
             raise ValueError(f"constraint {self.constraint} allows no value of channel {'RGB'[channel]}")
         return allowed
 
-    def guide_weights(self, channel: int, drawn: Tensor) -> Tensor:
-        """Log-weights (N, 256) of the images' guiding pixels, given the known parts of the images.
+    def guiding_weights(self, channel: int, before: Tensor) -> Tensor:
+        """Log-weights (N, 256) of a channel of guiding pixels, given the known pixels of their images.
 
-        The guiding pixel g is the mean of all. Where a share f is hidden, the known mean lies f d away from it, d being the
-        distance of hidden and known mean, which is mostly small and sometimes large: Cauchy, with the median SPREAD that
-        |d| has in 16-pixel patches of photographs, and 4-pixel ones of emoji. What no hidden values can make up, to within a
-        level, is out; with a constraint that holds for means, what no mean of hidden pixels that fulfils it can.
+        The paper has nothing of this kind. The guiding pixel g is the mean of all pixels
+        (docs/format.md, "MAR levels"). Where a share f of them is hidden, g lies f d away from the mean of
+        the known pixels, where d is the distance between the hidden and the known mean. This distance is
+        mostly small and sometimes large: it gets a Cauchy distribution whose scale MEAN_SPREAD is the median
+        of |d|, measured in 16-pixel patches of photographs and in 4-pixel patches of emoji. Means that no
+        hidden values in 0..255 can produce get probability 0. So do means that no allowed hidden mean can
+        produce, if the constraint holds for means too. The arguments are as in `pixel_weights`.
         """
-        pixels, hidden = self.hidden.shape[-1] ** 2, self.hidden[:, None].to(self.images.device)
-        share = (self.hidden.flatten(1).sum(1) / pixels).to(self.images.device)[:, None]  # (N, 1)
-        levels = to_values(self.images)
-        known = (levels * ~hidden).flatten(2).sum(
-            -1
-        ) / pixels  # (N, 3), what known pixels add to the mean of all
+        num_pixels, hidden = self.hidden.shape[-1] ** 2, self.hidden[:, None].to(self.images.device)
+        share = (self.hidden.flatten(1).sum(1) / num_pixels).to(self.images.device)[:, None]  # (N, 1)
+        values = to_values(self.images)
+        # (N, 3): what the known pixels contribute to the mean of all pixels
+        known = (values * ~hidden).flatten(2).sum(-1) / num_pixels
         low = known[:, channel, None]
-        values = torch.arange(NUM_VALUES, device=low.device)
-        away = (values * (1 - share) - low) / (1 - share).clamp(min=1 / pixels) / (share * SPREAD)
-        weights = torch.where(share < 1, -torch.log1p(away**2), 0)
-        guides = low + share * values  # (N, 256), by the mean of the hidden pixels
+        every = torch.arange(NUM_VALUES, device=low.device)
+        distance = (every * (1 - share) - low) / (1 - share).clamp(min=1 / num_pixels) / (share * MEAN_SPREAD)
+        weights = torch.where(share < 1, -torch.log1p(distance**2), 0)
+        guides = low + share * every  # (N, 256), by the mean of the hidden pixels
         ends = torch.stack([guides.floor(), guides.ceil()]).long().clamp(max=NUM_VALUES - 1)
-        if getattr(self.constraint, "holds_for_means", False):  # a plain function does not say
-            drawn = (
-                ((drawn - known[:, :channel]) / share).round().long().clamp(0, NUM_VALUES - 1)
-            )  # of the hidden pixels
-            reference = ((levels * hidden).flatten(2).sum(-1) / (share * pixels)).round().long()
-            ends = ends.masked_fill(~self.allowed(channel, drawn, reference), NUM_VALUES)
+        if getattr(self.constraint, "holds_for_means", False):  # a plain function has no such attribute
+            before = ((before - known[:, :channel]) / share).round().long().clamp(0, NUM_VALUES - 1)
+            reference = ((values * hidden).flatten(2).sum(-1) / (share * num_pixels)).round().long()
+            ends = ends.masked_fill(~self.allowed(channel, before, reference), NUM_VALUES)
         possible = torch.zeros(len(low), NUM_VALUES + 1, dtype=torch.bool, device=low.device)
         possible = possible.scatter(1, torch.cat([*ends], dim=1), True)[:, :NUM_VALUES]
         return weights + log_weights(possible)
 
 
 def log_weights(allowed: Tensor) -> Tensor:
-    """(N, 256) bool -> 0 or -inf."""
+    """(N, 256) bool -> 0 where allowed, -inf elsewhere, to be added to logits (F7)."""
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, -torch.inf)
 
 
+@dataclass(frozen=True)
 class KnownPatches:
-    """What is given of N images' patches, in the order in which they are decided: patches (N, L, C), hidden (N, L, p * p)."""
+    """What is known of the patches of N images, in the order of sampling (paper, 5.3).
 
-    def __init__(self, given: KnownPixels, patch_size: int, patches: Tensor, hidden: Tensor):
-        self.given, self.size, self.patches, self.hidden = given, patch_size, patches, hidden
+    patches  (N, L, C), normalised
+    hidden   (N, L, p * p) bool, on the host
+    """
+
+    known: KnownPixels
+    patch_size: int
+    patches: Tensor
+    hidden: Tensor
 
     def step(self, begin: int, end: int) -> KnownPixels:
-        """The patches at places [begin, end): N * (end - begin) images of the next level."""
-        images = self.patches[:, begin:end].reshape(-1, 3, self.size, self.size)
-        return replace(
-            self.given, images=images, hidden=self.hidden[:, begin:end].reshape(-1, self.size, self.size)
-        )
+        """The patches at places [begin, end) as N * (end - begin) images of the next level."""
+        size = self.patch_size
+        images = self.patches[:, begin:end].reshape(-1, 3, size, size)
+        return replace(self.known, images=images, hidden=self.hidden[:, begin:end].reshape(-1, size, size))
+
+
+class GroupCallback:
+    """The step callback of a batch that is sampled in groups of images; it shows all images (paper, 5.3)."""
+
+    def __init__(self, on_step: OnStep, known: KnownPixels, num_steps: int):
+        self.on_step, self.images, self.num_steps, self.done = on_step, known.shown(), num_steps, 0
+
+    def group(self, rows: Tensor, num_steps: int) -> OnStep:
+        """The callback of the next group, the images `rows`, which take `num_steps` steps."""
+        before, self.done = self.done, self.done + num_steps
+
+        def on_step(step: int, _: int, images: Tensor) -> None:
+            self.images = self.images.index_copy(0, rows.to(images.device), images)
+            self.on_step(before + step, self.num_steps, self.images)
+
+        return on_step

@@ -1,44 +1,40 @@
-"""Layers made ready for one sampling call: weights cast once, fixed factors folded in, and on a CPU packed once.
+"""Layers prepared for one sampling call (paper, 4.1: the same transformers, only faster): weights are cast
+once, fixed factors are multiplied into them, and on a CPU they are packed once.
 
-Training and likelihoods run the modules of layers.py; these give the same numbers, up to rounding, in fewer operations.
-Letters: M rows, I in, O out, D width, n sequences, T tokens, h heads, d = D / h.
+The blocks are from models/layers.py; `prepare_block` replaces their layers. The numbers are the same up
+to rounding. Letters: M rows, R some of them, I inputs, O outputs, D width.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import Block
+from models.layers import QKV, Block, RMSNormBlock
+from models.sampling.options import SamplingOptions
 
-SMALL = 2**18  # weights; a smaller layer is over before oneDNN has found its kernel
-FEW = 2**14  # numbers
-NONE, EVERY = range(0), range(1, 2**62)
+MIN_PACKED_WEIGHTS = 2**18  # numbers; a smaller layer has finished before oneDNN has found its kernel
+MIN_ONEDNN_GELU = 2**14  # numbers; for fewer, another GELU is faster
+NO_ROWS, ALL_ROWS = range(0), range(1, 2**62)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How a sampling call computes.
+    """How one sampling call computes (docs/format.md, "Sampling").
 
-    dtype     of the levels' matrix products and caches: autocast's, else the weights'. Norms and sums keep the weights'
-    chunk     at most so many patches of a level below the top are drawn together; None: all of a step
-    compiled  torch.compile what is called most, on CUDA as graphs
-    refresh   steps of a top MAR level between two full computations of its features; 1 is exact (see models/sampling/feature_cache.py)
-    watch_levels  whose steps a step callback sees, from the top
+    `dtype` is that of matrix products and caches; norms and sums keep the dtype of the weights.
     """
 
     dtype: torch.dtype
-    chunk: int | None = None
-    compiled: bool = False
-    refresh: int = 1
-    watch_levels: int = 1
+    options: SamplingOptions = SamplingOptions()  # noqa: RUF009  frozen
 
     def compile(self, function: Callable, device: torch.device) -> Callable:
-        """`function`, of tensors of few distinct shapes, compiled if that is wanted."""
-        if not self.compiled:
+        """Returns `function`, which takes tensors of few distinct shapes, compiled if the options say so."""
+        if not self.options.compiled:
             return function
         fast = torch.compile(function, mode="reduce-overhead" if device.type == "cuda" else None)
         return lambda *args: fast(*args).clone()  # a graph's next run overwrites its output
@@ -46,10 +42,11 @@ class Setup:
 
 @cache
 def packed_rows(dtype: torch.dtype) -> range:
-    """The numbers of rows for which a CPU runs oneDNN's product with packed weights; none where it is not to be had.
+    """The numbers of rows for which a CPU multiplies by packed weights (oneDNN); none where it cannot.
 
-    The public way to packed weights, torch.utils.mkldnn, copies every input and output; this is the operator that
-    torch.compile calls. On Intel, MKL is as fast in float32 for a vector or two and for hundreds, without the memory.
+    The public way to packed weights, torch.utils.mkldnn, copies every input and output; this is the operator
+    that torch.compile calls. On Intel, MKL is as fast in float32 for one to three rows and for hundreds,
+    without the memory.
     """
     try:
         x = torch.zeros(4, 4, dtype=dtype)
@@ -57,52 +54,80 @@ def packed_rows(dtype: torch.dtype) -> range:
         torch.ops.mkldnn._linear_pointwise(x, packed, x[0], "gelu", [], "none")
         torch.ops.mkldnn._linear_pointwise.binary(x, x, packed, x[0], "add")
     except (AttributeError, RuntimeError):
-        return NONE
+        return NO_ROWS
     name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
-    return range(4, 257) if dtype == torch.float32 and "Intel" in name else EVERY
+    return range(4, 257) if dtype == torch.float32 and "Intel" in name else ALL_ROWS
 
 
-class Linear:
-    """x W^T + b on (M, I) of `dtype`; then the exact GELU, or `residual` (M, O) added."""
+class FastLinear:
+    """A linear layer x W^T + b on rows (M, I) of `dtype`, as all blocks use it (paper, 4.1).
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
+    After it come the exact GELU, if `gelu`, and the sum with a residual (M, O), if one is given.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: bool = False):
         weight = weight.detach().to(dtype)
-        self.bias = None if bias is None else bias.detach().to(dtype)
-        self.on_cpu = weight.device.type == "cpu" and type(weight) is Tensor  # not a fake one
-        small = weight.numel() < SMALL
-        self.packed_rows = packed_rows(dtype) if self.on_cpu and not small else NONE
+        self.bias, self.gelu = None if bias is None else bias.detach().to(dtype), gelu
+        # A FakeTensor, which is a subclass, has no data to pack.
+        self.on_cpu = weight.device.type == "cpu" and type(weight) is Tensor
+        small = weight.numel() < MIN_PACKED_WEIGHTS
+        self.packed_rows = packed_rows(dtype) if self.on_cpu and not small else NO_ROWS
         self.transposed = weight.t().contiguous() if self.on_cpu and small else weight.t()  # (I, O)
         self.packed = None
 
     @classmethod
-    def of(cls, layer: nn.Linear, dtype: torch.dtype) -> "Linear":
-        return cls(layer.weight, layer.bias, dtype)
+    def of(cls, layer: nn.Linear, dtype: torch.dtype, gelu: bool = False) -> "FastLinear":
+        """The fast form of `layer`."""
+        return cls(layer.weight, layer.bias, dtype, gelu)
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None, gelu: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if not torch.compiler.is_compiling() and x.shape[0] in self.packed_rows:
-            return self._packed(x, residual, gelu)
-        y = torch.mm(x, self.transposed) if self.bias is None else torch.addmm(self.bias, x, self.transposed)
-        if gelu:
-            # oneDNN's GELU of a few numbers takes 20 us to start, ATen's own 5; it is the one for a transposed input.
-            y = F.gelu(y.t()).t() if self.on_cpu and y.numel() < FEW else F.gelu(y)
-        return y if residual is None else residual + y
-
-    def _packed(self, x: Tensor, residual: Tensor | None, gelu: bool) -> Tensor:
-        if self.packed is None:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(
-                self.transposed.t().contiguous(), x.shape[0]
+            if self.packed is None:
+                self.pack(x.shape[0])
+            run = torch.ops.mkldnn._linear_pointwise
+            if residual is not None and residual.dtype == x.dtype and not self.gelu:
+                return run.binary(x, residual, self.packed, self.bias, "add")
+            y = run.default(x, self.packed, self.bias, "gelu" if self.gelu else "none", [], "none")
+        else:
+            y = (
+                torch.mm(x, self.transposed)
+                if self.bias is None
+                else torch.addmm(self.bias, x, self.transposed)
             )
-            if self.packed_rows == EVERY:
-                self.transposed = None  # not needed again: half of a large model's memory
-        run = torch.ops.mkldnn._linear_pointwise
-        if residual is not None and residual.dtype == x.dtype:
-            return run.binary(x, residual, self.packed, self.bias, "add")
-        y = run.default(x, self.packed, self.bias, "gelu" if gelu else "none", [], "none")
+            if self.gelu:
+                # oneDNN's GELU takes 20 us to start; ATen's own, which a transposed input gets, takes 5 us.
+                y = F.gelu(y.t()).t() if self.on_cpu and y.numel() < MIN_ONEDNN_GELU else F.gelu(y)
         return y if residual is None else residual + y
 
+    def pack(self, rows: int) -> None:
+        """Packs the weights for oneDNN, for products of `rows` rows."""
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.transposed.t().contiguous(), rows)
+        if self.packed_rows == ALL_ROWS:
+            self.transposed = None  # not needed again: half of a large model's memory
 
-class Norm:
-    """LayerNorm on (..., D), in the dtype of its weights, rounded to `dtype`."""
+
+class FastQKV:
+    """`QKV` made of fast layers (paper, 4.1); each is made when it is first used.
+
+    A last block that computes some rows only uses the two parts, `queries` and `keys_and_values`.
+    """
+
+    def __init__(self, qkv: QKV, dtype: torch.dtype):
+        self.qkv, self.dtype = qkv, dtype
+
+    def _part(self, part: slice) -> FastLinear:
+        return FastLinear(self.qkv.weight[part], self.qkv.bias[part], self.dtype)
+
+    everything = cached_property(lambda self: self._part(slice(None)))
+    queries = cached_property(lambda self: self._part(slice(self.qkv.in_features)))
+    keys_and_values = cached_property(lambda self: self._part(slice(self.qkv.in_features, None)))
+
+    def __call__(self, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, ...]:
+        return (self.everything(x),) if rows is None else (self.queries(x[rows]), self.keys_and_values(x))
+
+
+class FastLayerNorm:
+    """LayerNorm on (..., D) in its weights' dtype, rounded to `dtype` (docs/format.md, "MAR levels")."""
 
     def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype):
         self.settings = norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps
@@ -113,10 +138,11 @@ class Norm:
         return x if x.dtype == self.dtype else x.to(self.dtype)
 
 
-class RMSNorm:
-    """x / sqrt(mean(x^2) + eps) / sqrt(D), as x / hypot(|x|, sqrt(D eps)), on (M, D).
+class FastRMSNorm:
+    """RMSNorm on (M, D) without its factors (docs/format.md, "AR levels").
 
-    The factor sqrt(D) and the norm's weight are left to the layer that follows, in `scale` (D,).
+    It computes x / sqrt(mean(x^2) + eps) / sqrt(D) as x / hypot(|x|, sqrt(D eps)). The factors, sqrt(D) and
+    the norm's weight, are in `scale` (D,); the weights of the layer that follows are multiplied by them.
     """
 
     def __init__(self, norm: nn.RMSNorm, dtype: torch.dtype):
@@ -130,27 +156,42 @@ class RMSNorm:
         return (x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.floor)).to(self.dtype)
 
 
-class PreparedBlock:
-    """A Block of layers.py, in parts: its attention differs from level to level."""
-
-    def __init__(self, block: Block, dtype: torch.dtype):
-        self.norm1, self.norm2 = Norm(block.norm1, dtype), Norm(block.norm2, dtype)
-        self.qkv, self.proj = Linear.of(block.attn.qkv, dtype), Linear.of(block.attn.proj, dtype)
-        self.fc1, self.fc2 = Linear.of(block.mlp.fc1, dtype), Linear.of(block.mlp.fc2, dtype)
-
-    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Tokens (M, D) and what attention gave them (M, D) -> tokens (M, D)."""
-        return self.mlp(self.proj(attended, residual=x))
-
-    def mlp(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(self.norm2(x), gelu=True), residual=x)
+def swap(module: nn.Module, **layers) -> nn.Module:
+    """Returns a shallow copy of `module` with `layers` in place of its own; `module` stays unchanged."""
+    other = copy.copy(module)
+    other._modules = {}
+    other.__dict__.update(layers)
+    return other
 
 
-def split_heads(x: Tensor, n: int, num_heads: int, parts: int) -> tuple[Tensor, ...]:
-    """(n * T, parts * D) -> parts of (n, h, T, d)."""
-    return x.view(n, -1, parts, num_heads, x.shape[1] // parts // num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+def prepare_block(block: Block, dtype: torch.dtype) -> Block:
+    """Returns the block (paper, 4.1) with fast layers, for tokens (M, D). It still runs `Block.forward`.
 
-
-def merge_heads(x: Tensor) -> Tensor:
-    """(n, h, T, d) -> (n * T, D)."""
-    return x.transpose(1, 2).reshape(-1, x.shape[1] * x.shape[3])
+    Samplers call `forward` itself, because what surrounds a module's call shows in the time of small models
+    (docs/log.md).
+    """
+    linear = partial(FastLinear.of, dtype=dtype)
+    if isinstance(block, RMSNormBlock):
+        norm1, norm2 = FastRMSNorm(block.attention_norm, dtype), FastRMSNorm(block.ffn_norm, dtype)
+        attention, feed_forward = block.attention, block.feed_forward
+        wqkv = FastLinear(attention.wqkv.weight * norm1.scale, None, dtype)
+        both_gates = torch.cat([feed_forward.w1.weight, feed_forward.w3.weight]) * norm2.scale
+        gates = FastLinear(both_gates, None, dtype)
+        feed_forward = swap(
+            feed_forward, gates=lambda x: gates(x).chunk(2, dim=1), w2=linear(feed_forward.w2)
+        )
+        return swap(
+            block,
+            attention_norm=norm1,
+            attention=swap(attention, wqkv=lambda x, rows: (wqkv(x),), wo=linear(attention.wo)),
+            ffn_norm=norm2,
+            feed_forward=feed_forward.forward,
+        )
+    attn, mlp = block.attn, block.mlp
+    return swap(
+        block,
+        norm1=FastLayerNorm(block.norm1, dtype),
+        attn=swap(attn, qkv=FastQKV(attn.qkv, dtype), proj=linear(attn.proj)),
+        norm2=FastLayerNorm(block.norm2, dtype),
+        mlp=swap(mlp, hidden=linear(mlp.fc1, gelu=True), fc2=linear(mlp.fc2)).forward,
+    )

@@ -1,0 +1,120 @@
+"""Sampling of pixels, R then G then B, in the weights' dtype (docs/format.md, "The RGB head" and "Sampling").
+
+Letters: N pixels, D width, h halves (2 with guidance, otherwise 1), t tokens so far.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.attention import dot_product_attention
+from models.layers import LayerNormBlock
+from models.noise import Noise
+from models.pixelloss import PixelLoss
+from models.sampling.canvas import Batch, Sampler
+from models.sampling.guidance import Guidance
+from models.sampling.prepare import FastLayerNorm, FastLinear, Setup, prepare_block
+
+# Called with the channel (0, 1, 2) and the values (N, channel) of the channels before it; returns log-weights
+# (N, 256), which are added to the logits.
+Weigh = Callable[[int, Tensor], Tensor]
+
+
+class PixelSampler(Sampler):
+    """Samples pixels channel by channel (F5).
+
+    The tokens after the condition are one of 256 codes each, so the first block's input and its queries, keys
+    and values are rows of a table (`tables`), computed once. On one CPU core that made a head of two
+    blocks 5% faster (docs/log.md).
+    """
+
+    num_conds, patch_size = 1, 1
+
+    def __init__(self, head: PixelLoss, setup: Setup):
+        dtype = head.pixel_values.dtype
+        self.num_heads, self.pixel_values, self.dtype = head.num_heads, head.pixel_values, dtype
+        self.cond_proj = FastLinear.of(head.cond_proj, dtype)
+        self.ln, self.norm = FastLayerNorm(head.ln, dtype), FastLayerNorm(head.norm, dtype)
+        self.blocks = [prepare_block(block, dtype) for block in head.blocks]
+        self.first_token = [first_token(block, dtype) for block in head.blocks]
+        self.outputs = [FastLinear(*layer, torch.float32) for layer in head.output_layers]
+        # for R and G: the input, queries, keys and values of every code in the first block, (256, 4 D)
+        self.tables = []
+        for codebook in (head.r_codebook, head.g_codebook):
+            x, first = self.ln(codebook.weight), self.blocks[0]
+            self.tables.append(torch.cat([x, *first.qkv(first.norm1(x))], dim=1))
+        self.values = setup.compile(self._values, self.pixel_values.device)
+
+    def plan(self, num_iters: Sequence[int], hidden: int | None = None) -> tuple:
+        return ()
+
+    def draw(self, batch: Batch, plan: tuple) -> Tensor:
+        constrained = batch.known is not None and batch.known.constraint is not None
+        weigh = batch.known.pixel_weights if constrained else None
+        return self.pixels(batch.conds, batch.guidance, batch.noise, weigh)[:, :, None, None]
+
+    def pixels(
+        self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, weigh: Weigh | None = None
+    ) -> Tensor:
+        """Samples normalised pixels (N, 3) (F5), given conditions, each (h * N, cond_dim).
+
+        `weigh` adds log-weights to the logits; None: no weights.
+        """
+        cond, uniforms = conds[0].to(self.dtype), noise.value_uniforms
+        if weigh is None:
+            values = self.values(cond, guidance, uniforms)
+        else:
+            values = self._values(cond, guidance, uniforms, weigh)
+        return self.pixel_values.gather(0, values)
+
+    def _values(
+        self, cond: Tensor, guidance: Guidance, uniforms: Tensor, weigh: Weigh | None = None
+    ) -> Tensor:
+        """Samples values (N, 3) int64, given conditions (h * N, cond_dim) and uniforms (N, 3)."""
+        # for each block: the keys and values, (h * N, 2, heads, d), of the tokens so far
+        past = [[] for _ in self.blocks]
+        x, values = self.ln(self.cond_proj(cond)), []
+        for block, first, earlier in zip(self.blocks, self.first_token, past, strict=True):
+            kv, change = first(block.norm1(x)).tensor_split([2 * x.shape[1]], dim=1)
+            earlier.append(kv.unflatten(1, (2, self.num_heads, -1)))
+            x = x + change
+            x = block.feed_forward(block.norm2(x), x)
+        for channel in range(3):
+            logits = self.outputs[channel](self.norm(x).float())
+            weights = None
+            if weigh is not None:
+                weights = weigh(channel, torch.stack(values, dim=1) if values else uniforms[:, :0].long())
+            values.append(guidance.pick(guidance.probabilities(logits, weights), uniforms[:, channel]))
+            if channel == 2:
+                return torch.stack(values, dim=1)
+            row = self.tables[channel].index_select(0, guidance.double(values[-1]))
+            x, qkv = row.tensor_split([x.shape[1]], dim=1)
+            x = self.blocks[0].after_attention(x, self.attend(past[0], qkv))
+            for block, earlier in zip(self.blocks[1:], past[1:], strict=True):
+                x = block.forward(x, partial(self.attend, earlier))
+
+    def attend(self, earlier: list[Tensor], qkv: Tensor) -> Tensor:
+        """Attention of one token (h * N, 3 D) to itself and to the `earlier` tokens.
+
+        It adds the token's keys and values to `earlier`, a list of (h * N, 2, heads, d).
+        """
+        q, kv = qkv.unflatten(1, (3, self.num_heads, -1)).tensor_split([1], dim=1)
+        earlier.append(kv)
+        k, v = torch.stack(earlier, dim=3).unbind(1)  # (h * N, heads, t, d)
+        return dot_product_attention(q.transpose(1, 2), k, v).flatten(1)
+
+
+def first_token(block: LayerNormBlock, dtype: torch.dtype) -> FastLinear:
+    """The attention of a token that sees only itself, as one layer (docs/format.md, "The RGB head").
+
+    The layer takes the token after the norm, and gives keys, values, and what is added to the residual
+    stream. The weighted mean of one value is that value, so the projections of values and outputs are one
+    product.
+    """
+    qkv, proj, dim = block.attn.qkv, block.attn.proj, block.attn.qkv.in_features
+    (w_kv, w_v), (b_kv, b_v) = ((p[dim:], p[2 * dim :]) for p in (qkv.weight, qkv.bias))
+    weight = torch.cat([w_kv, proj.weight @ w_v])
+    return FastLinear(weight, torch.cat([b_kv, F.linear(b_v, proj.weight, proj.bias)]), dtype)
