@@ -1,7 +1,9 @@
+"""What the models, the evaluation and the engine share. Nothing in here imports any of those."""
+
 import argparse
 
 import torch
 
-# Published checkpoints carry their `args`. With this, torch.load in its safe mode takes them, as clients call it:
-# torch.load(path)["model"].
+# Published checkpoints carry their `args`. This lets torch.load accept them in its safe mode, as in
+# torch.load(path)["model"], which clients call.
 torch.serialization.add_safe_globals([argparse.Namespace])

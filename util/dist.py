@@ -1,22 +1,21 @@
-"""Processes: who am I, how many are we, and the few collective calls that we need. All of them work alone too."""
+"""The processes of a run: which one this is, and collective calls, which work in a single process too."""
 
 import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from util.errors import UserError
-
-T = TypeVar("T")
+from util.errors import UserError, reading
 
 
 @dataclass(frozen=True)
 class World:
+    """This process's number among all `size` processes, and among those of its machine."""
+
     rank: int = 0
     size: int = 1
     local_rank: int = 0
@@ -27,23 +26,29 @@ class World:
 
 
 def from_environment(on_itp: bool = False, world_size: int = 1, rank: int = -1) -> World:
-    """The place that torchrun's environment variables (or, `on_itp`, Open MPI's) give this process.
+    """Reads this process's place from the environment variables of torchrun or, with `on_itp`, of Open MPI.
 
-    Without those: process `rank` of `world_size`, as the flags say; alone by default.
+    Without those variables this is process `rank` of `world_size`, as the flags say. Raises UserError if the
+    variables or the rank are missing.
     """
     prefix = "OMPI_COMM_WORLD_" if on_itp else ""
     names = [prefix + name for name in ("RANK", "SIZE" if on_itp else "WORLD_SIZE", "LOCAL_RANK")]
     if all(name in os.environ for name in names):
         return World(*(int(os.environ[name]) for name in names))
-    if on_itp or (world_size > 1 and not 0 <= rank < world_size):
+    if not on_itp and world_size <= 1:
+        return World()
+    if on_itp or not 0 <= rank < world_size:
         raise UserError(
             f"--dist_on_itp needs {', '.join(names)}; --world_size above 1 needs torchrun or --local_rank"
         )
-    return World(max(rank, 0), world_size, max(rank, 0)) if world_size > 1 else World()
+    return World(rank, world_size, rank)
 
 
 def pick_device(name: str | None, world: World) -> torch.device:
-    """The device of that name, or else the accelerator that torch finds, else the CPU; each process has its own."""
+    """Returns the device `name`, or by default the accelerator that torch finds, or else the CPU.
+
+    Each process gets a device of its own. Raises UserError if there is no such device.
+    """
     found = torch.accelerator.current_accelerator(check_available=True)
     name = name or (found or torch.get_default_device()).type
     try:
@@ -63,54 +68,58 @@ def pick_device(name: str | None, world: World) -> torch.device:
 
 
 def connect(world: World, device: torch.device, init_method: str = "env://") -> None:
-    """Joins the process group, on the backend that suits the device. Nothing to do for a process alone."""
+    """Joins the process group, with the backend that suits the device. A single process needs no group."""
     if world.size > 1:
         backend = dist.get_default_backend_for_device(device)
-        try:
+        with reading(f"--dist_url {init_method}", "the processes cannot meet"):
             store, _, _ = next(dist.rendezvous(init_method, rank=world.rank, world_size=world.size))
-            # torchrun's restarted workers meet the store of those that died, and what they wrote (pytorch issue 135712).
+            # After a restart, torchrun's store still has what the dead workers wrote (pytorch issue 135712).
             store = dist.PrefixStore(f"restart {restarts()}", store)
             dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"--dist_url {init_method}: {str(error).splitlines()[0]}") from error
-
-
-def restarts() -> int:
-    """How often torchrun has started this job's processes anew."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-
-
-class Agreement:
-    """The largest of the processes' numbers, call by call, without waiting for a device or for what is still on its way."""
-
-    def __init__(self):
-        self.group, self.last = None, None
-        if dist.is_initialized():
-            self.group = dist.new_group(backend="gloo")  # on the host, and not in the way of the gradients
-
-    def most(self, number: int) -> int:
-        """The largest that was given in the call before; alone, `number`."""
-        if self.group is None:
-            return number
-        given = torch.tensor([number])
-        work = dist.all_reduce(given, dist.ReduceOp.MAX, group=self.group, async_op=True)
-        found, self.last = self._finish(), (work, given)
-        return found
-
-    def close(self) -> None:
-        self._finish()
-
-    def _finish(self) -> int:
-        if self.last is None:
-            return 0
-        work, given = self.last
-        work.wait()
-        return int(given)
 
 
 def disconnect() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def restarts() -> int:
+    """How often torchrun has restarted the processes of this job."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def job() -> dict[str, str | None]:
+    """Identifies this job. The result is the same before and after a restart by torchrun."""
+    return {
+        "run_id": os.environ.get("TORCHELASTIC_RUN_ID"),
+        "parent": f"{socket.gethostname()}:{os.getppid()}",
+    }
+
+
+class Agreement:
+    """The maximum over all processes of a number, one call late, so that no process has to wait.
+
+    It neither waits for the device nor for messages that are still on their way.
+    """
+
+    def __init__(self):
+        # gloo works on the host, and its messages do not wait for those of the gradients.
+        self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.work, self.number = None, torch.zeros(1, dtype=torch.int64)
+
+    def largest(self, number: int) -> int:
+        """The maximum of the previous call's numbers, 0 at the first call. A single process gets `number`."""
+        if self.group is None:
+            return number
+        previous, self.number = self.close(), torch.tensor([number])
+        self.work = dist.all_reduce(self.number, dist.ReduceOp.MAX, group=self.group, async_op=True)
+        return previous
+
+    def close(self) -> int:
+        """Waits for the last message. Returns the maximum."""
+        if self.work is not None:
+            self.work.wait()
+        return int(self.number)
 
 
 def mean(x: Tensor) -> Tensor:
@@ -123,7 +132,7 @@ def mean(x: Tensor) -> Tensor:
 
 
 def gather(value) -> list:
-    """One picklable value of each process, in the order of ranks, on every process."""
+    """One picklable value of each process, ordered by rank, on every process."""
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size()
@@ -131,8 +140,8 @@ def gather(value) -> list:
     return values
 
 
-def on_main(world: World, function: Callable[[], T]) -> T:
-    """What `function` returns on the first process, on all of them; or its UserError."""
+def on_main(world: World, function: Callable[[], object]):
+    """Calls `function` on the first process. All processes return its result, or raise its UserError."""
     found = None
     if world.is_main:
         try:
@@ -143,14 +152,6 @@ def on_main(world: World, function: Callable[[], T]) -> T:
     if isinstance(found, UserError):
         raise found
     return found
-
-
-def job() -> dict[str, str | None]:
-    """What this job's processes are known by, the same before and after torchrun's restart."""
-    return {
-        "run_id": os.environ.get("TORCHELASTIC_RUN_ID"),
-        "parent": f"{socket.gethostname()}:{os.getppid()}",
-    }
 
 
 def barrier() -> None:

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM (a scheduler, torchrun), SIGUSR1 (Slurm's warning), Ctrl-C."""
+"""Signals that ask a run to stop: SIGTERM (a scheduler, torchrun), SIGUSR1 (Slurm's warning) and Ctrl-C."""
 
 import atexit
 import multiprocessing
@@ -12,15 +12,17 @@ from contextlib import contextmanager
 from util import dist
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
-IMPATIENT = 2.0  # seconds; a Ctrl-C later than this after another means at once (torchrun passes each on, doubling it)
+# Seconds. A second Ctrl-C that comes later than this ends the run at once. One that comes earlier is the same
+# Ctrl-C, which torchrun passes on to its processes although they got it too.
+DOUBLED = 2.0
 
 
 class Interrupted(BaseException):
-    """Raised where a run ends because it was told to. Nobody's `except Exception` shall take it for a bad image."""
+    """Ends a run that was asked to stop. It is no Exception, so nothing takes it for a bad image's error."""
 
 
 class Interrupt:
-    """Notes the signals within its block, so that all processes can stop after the same step.
+    """Notes signals within its block, so that all processes can stop after the same step.
 
     with Interrupt() as interrupt:
         for ...:
@@ -34,9 +36,7 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         self.before = {}
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # elsewhere Python lets nobody handle signals
+        if threading.current_thread() is threading.main_thread():  # Python forbids it in other threads
             self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
@@ -48,19 +48,23 @@ class Interrupt:
 
     def _note(self, number: int, frame) -> None:
         now = time.monotonic()
-        if number == signal.SIGINT and self.signal and now - self.since > IMPATIENT:
+        if number == signal.SIGINT and self.signal and now - self.since > DOUBLED:
             raise KeyboardInterrupt
         self.signal, self.since = self.signal or number, self.since or now
         if self.at_once:
             raise Interrupted(self.name(number))
 
     def agreed(self) -> int:
-        """The signal that any process had before its last call, the same for all at each call; 0 for none."""
-        return self.agreement.most(self.signal)
+        """A signal that some process had before its previous call, the same on all processes; 0 for none."""
+        return self.agreement.largest(self.signal)
 
     @contextmanager
     def immediately(self) -> Iterator[None]:
-        """Inside, a signal raises Interrupted at once, as does what fails because another process had one."""
+        """Within this block a signal raises Interrupted at once.
+
+        An error that comes after a signal becomes Interrupted too: it may be due to another process that has
+        left.
+        """
         if self.signal:
             raise Interrupted(self.name(self.signal))
         self.at_once = True
@@ -78,15 +82,18 @@ class Interrupt:
         return signal.Signals(number).name
 
 
-@atexit.register  # after multiprocessing.util has been imported, so that it runs before that one's end
+@atexit.register  # multiprocessing.util is imported above, so that its own exit function runs after this one
 def end_workers() -> None:
-    """What multiprocessing does with daemons as a process ends, but by SIGKILL: they ignore the SIGTERM it would wait for."""
+    """Kills data workers that are left when the process ends.
+
+    multiprocessing would send them SIGTERM, which they ignore, and wait forever.
+    """
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
 
 
 def ignore_in_worker(_: int = 0) -> None:
-    """For data workers: a signal to the whole process group is the training process's to handle, and to end them."""
+    """Makes a data worker ignore the signals: its training process handles them and ends the workers."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -7,35 +7,39 @@ from pathlib import Path
 from util.data.source import Files
 from util.errors import UserError
 
-# torchvision's, written out (importing it takes longer than torch does), and one
+# torchvision's list, written out because importing torchvision takes longer than importing torch, and .gif
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-HELD_OUT = 20  # of a folder without train/ and val/, every 20th image is for validation
-LAYOUT = "--data_path must hold train/ and val/, each with a folder of images for every class; README has the other kinds"
-# Tiny-ImageNet, Kaggle, TensorFlow's synset list, Caffe
+HELD_OUT = 20  # every 20th image of a folder without train/ and val/ is for validation
+LAYOUT = (
+    "--data_path must hold train/ and val/, each with a folder of images for every class; "
+    "docs/data.md has the other kinds"
+)
 LABEL_LISTS = (
-    "val_annotations.txt",
-    "LOC_val_solution.csv",
-    "imagenet_2012_validation_synset_labels.txt",
-    "val.txt",
+    "val_annotations.txt",  # Tiny-ImageNet
+    "LOC_val_solution.csv",  # Kaggle
+    "imagenet_2012_validation_synset_labels.txt",  # TensorFlow
+    "val.txt",  # Caffe
 )
 
 
 def open_folders(root: Path, split: str) -> Files:
-    """Lists `split` of a folder of image files. Raises UserError that says what is missing."""
+    """Lists the images of "train" or "val" in `root`. Raises UserError that says what is missing."""
     folder = root / split
-    if not folder.is_dir():
-        if root.is_dir() and images_in(root) and not any((root / name).is_dir() for name in ("train", "val")):
-            paths = [
-                path for i, path in enumerate(images_below(root)) if (i % HELD_OUT == 0) == (split == "val")
-            ]
-            return without_classes(paths, f", every {HELD_OUT}th for validation")
-        raise UserError(f"{folder}: no such folder; {LAYOUT}")
+    if images_in(root) and not any((root / name).is_dir() for name in ("train", "val")):
+        paths = images_below(root)
+        held_out = paths[::HELD_OUT]
+        del paths[::HELD_OUT]
+        how = f", every {HELD_OUT}th for validation"
+        return without_classes(held_out if split == "val" else paths, how)
     flat = flat_split(root, folder) if split == "val" else None
     return flat or class_folders(folder)
 
 
 def class_folders(folder: Path) -> Files:
-    """A folder a class, in torchvision's order; where no folder holds an image, the images themselves, without classes."""
+    """Lists a folder for each class, in torchvision's order.
+
+    If no folder in it holds an image, the images of `folder` itself are listed, without classes.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; {LAYOUT}")
     classes = subfolders(folder)
@@ -54,11 +58,12 @@ def class_folders(folder: Path) -> Files:
 
 
 def without_classes(paths: list[str], how: str = "") -> Files:
+    """The image files as a Source without classes; `how` is added to its description."""
     return Files(f"images without classes{how}", paths, [0] * len(paths), [])
 
 
 def flat_split(root: Path, folder: Path) -> Files | None:
-    """val/*.JPEG or val/images/*.JPEG with one of LABEL_LISTS beside them; None where it is something else."""
+    """Lists the images in val/ or val/images/ if one of LABEL_LISTS has their labels; else returns None."""
     folders, classes = subfolders(folder), subfolders(root / "train")
     paths = images_in(folder / "images" if folders == ["images"] else folder)
     if not paths or folders not in ([], ["images"]):
@@ -69,17 +74,18 @@ def flat_split(root: Path, folder: Path) -> Files | None:
             return Files(f"a flat {folder.name}/ with {path.name}", paths, labels, classes)
     if classes and not set(folders) & set(classes):
         raise UserError(
-            f"{folder}: its {len(paths)} images are in no class folders, and there is no list of their labels; "
+            f"{folder}: its {len(paths)} images are in no class folders and no list has their labels; "
             f"put one of {', '.join(LABEL_LISTS)} in {root}"
         )
     return None
 
 
 def read_labels(path: Path, files: list[str], classes: list[str]) -> tuple[list[int], list[str]]:
-    """Labels of `files` and the classes, which the list names where `classes` is empty.
+    """Reads the labels of `files` from a list. Returns them and the classes.
 
-    A line is a file and its class, between them a tab, a comma or a space; or the class alone, for the files in order.
-    A class is a name, or else a number from 0 in the order of names.
+    A line holds a file and its class, separated by a tab, a comma or a space; or the class alone, for the
+    files in order. A class is one of `classes` or a number from 0 into them. If `classes` is empty, the list
+    defines them.
     """
     lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     rows = [re.split(r"[\t,]|\s+(?=\S+$)", line.strip(), maxsplit=1) for line in lines if line.strip()]
@@ -94,39 +100,35 @@ def read_labels(path: Path, files: list[str], classes: list[str]) -> tuple[list[
         raise UserError(
             f"{path}: has no line for {len(unnamed)} of {len(files)} images, the first is {unnamed[0]}"
         )
-    given = [by_stem[Path(file).stem] for file in files]
+    found = [by_stem[Path(file).stem] for file in files]
     if not classes:
-        numbers = all(name.isdecimal() for name in given)
-        classes = [str(i) for i in range(max(map(int, given)) + 1)] if numbers else sorted(set(given))
+        numbers = all(name.isdecimal() for name in found)
+        classes = [str(i) for i in range(max(map(int, found)) + 1)] if numbers else sorted(set(found))
     number = {**{str(i): i for i in range(len(classes))}, **{name: i for i, name in enumerate(classes)}}
-    if unknown := sorted(set(given) - number.keys()):
+    if unknown := sorted(set(found) - number.keys()):
         raise UserError(
-            f"{path}: {unknown[0]!r} is none of the {len(classes)} classes; train/ must have a folder for each"
+            f"{path}: {unknown[0]!r} is none of the {len(classes)} classes; train/ must have a folder "
+            "for each"
         )
-    return [number[name] for name in given], classes
+    return [number[name] for name in found], classes
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, sorted; hidden ones are not counted. Empty where there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    """Names of the folders in `folder`, sorted, without hidden ones. Empty if `folder` does not exist."""
+    entries = os.scandir(folder) if folder.is_dir() else ()
+    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 def images_in(folder: Path) -> list[str]:
-    """Paths of the image files in `folder`, sorted by name, without those in its folders."""
+    """Paths of the image files directly in `folder`, sorted by name. Empty if `folder` does not exist."""
     entries = os.scandir(folder) if folder.is_dir() else ()
     return sorted(entry.path for entry in entries if is_image(entry.name) and not entry.is_dir())
 
 
 def images_below(folder: Path) -> list[str]:
-    """Paths of all image files below `folder`, in torchvision's order."""
+    """Paths of all image files in `folder` and its subfolders, in torchvision's order."""
     found = sorted(os.walk(folder, followlinks=True))
-    return [
-        os.path.join(place, name) for place, _, names in found for name in sorted(names) if is_image(name)
-    ]
+    return [f"{place}/{name}" for place, _, names in found for name in sorted(names) if is_image(name)]
 
 
 def is_image(name: str) -> bool:

@@ -1,6 +1,7 @@
-"""Hugging Face data sets on this disk: a folder of parquet files as the hub has them, or what `save_to_disk` wrote."""
+"""Hugging Face data sets on this disk: the hub's parquet files, or the output of `save_to_disk`."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,14 @@ from PIL import Image
 
 from util.data.decode import open_rgb
 from util.data.source import Source
-from util.errors import UserError
+from util.errors import UserError, reading
 
-VAL = ("validation", "val", "valid", "test")  # the first that is there
-IMAGES, LABELS = ("image", "img"), ("label", "labels", "fine_label")
+# The names that data sets give our splits; the first that exists is taken.
+SPLITS = {"train": ("train",), "val": ("validation", "val", "valid", "test")}
 
 
 def is_huggingface(root: Path) -> bool:
-    """Parquet files beside a train/ folder are taken for somebody's notes on it."""
+    """Whether `root` holds a Hugging Face data set. Parquet files beside a train/ folder do not count."""
     saved = any((root / name).is_file() for name in ("dataset_dict.json", "state.json"))
     return saved or (bool(parquet_files(root)) and not (root / "train").is_dir())
 
@@ -25,7 +26,7 @@ def parquet_files(root: Path) -> list[Path]:
 
 
 class HuggingFace(Source):
-    """A split of a data set with a column of images and, for classes, one of class labels."""
+    """One split of a data set that has a column of images and may have a column of class labels."""
 
     def __init__(self, root: Path, split: str):
         try:
@@ -34,67 +35,60 @@ class HuggingFace(Source):
             raise UserError(
                 f"{root}: to read a Hugging Face data set, pip install 'fractalgen[hf]'"
             ) from error
-        self.root = root
-        try:
+        self.root, classes = root, []
+        with reading(root, "cannot be read as a Hugging Face data set", "; get it again"):
             self.split, table = find_split(datasets, root, split)
-        except UserError:
-            raise
-        except Exception as error:  # of pyarrow's, of datasets' and of the file system's many kinds
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(
-                f"{root}: cannot be read as a Hugging Face data set ({reason}); get it again"
-            ) from error
-        types = table.features
-        image = [name for name, kind in types.items() if isinstance(kind, datasets.Image)] or [
-            n for n in IMAGES if n in types
-        ]
-        label = [name for name, kind in types.items() if isinstance(kind, datasets.ClassLabel)]
-        label = label or [name for name in LABELS if name in types]
-        if not image:
-            raise UserError(f"{root}: {self.split} has no column of images, only {', '.join(types)}")
-        self.table = table.select_columns(image[:1]).cast_column(image[0], datasets.Image(decode=False))
-        self.column, labels, classes = image[0], np.zeros(len(table), np.int64), []
-        if label:
-            values = np.asarray(table[label[0]])
-            labels, classes = class_numbers(values, getattr(types[label[0]], "names", None))
-            if labels.min(initial=0) < 0:
-                raise UserError(
-                    f"{root}: {self.split} has images without a label; train and measure on a split that has"
-                )
+            self.column = find_column(table, datasets.Image, ("image", "img"))
+            if self.column is None:
+                raise UserError(f"{self.split} has no column of images, only {', '.join(table.column_names)}")
+            labels = np.zeros(len(table))
+            label = find_column(table, datasets.ClassLabel, ("label", "labels", "fine_label"))
+            if label is not None:
+                names = getattr(table.features[label], "names", None)
+                labels, classes = class_numbers(np.asarray(table[label]), names)
+                if labels.min(initial=0) < 0:
+                    raise UserError(f"some images of {self.split} have no label; choose a labelled split")
+            images = table.select_columns([self.column])
+            self.table = images.cast_column(self.column, datasets.Image(decode=False))
         super().__init__(f"Hugging Face data set, {self.split}", labels, classes)
 
     def name(self, index: int) -> str:
         return f"{self.root}, {self.split}, row {index}"
 
-    def image(self, index: int, at_least: int | None = None) -> Image.Image:
+    def image(self, index: int) -> Image.Image:
         cell = self.table[index][self.column] or {}
         file = cell.get("path") if cell.get("bytes") is None else io.BytesIO(cell["bytes"])
-        return open_rgb(file, at_least, name=self.name(index))
+        return open_rgb(file, name=self.name(index))
 
 
 def find_split(datasets, root: Path, split: str):
-    """The name of the split in this data set, and its table."""
+    """Finds "train" or "val". Returns the name that this data set gives it, and its table."""
     files = {}
     for path in parquet_files(root):
         files.setdefault(path.name.split("-")[0].removesuffix(".parquet"), []).append(str(path))
-    saved = None if files else datasets.load_from_disk(str(root))
-    names = list(files or (saved if isinstance(saved, datasets.DatasetDict) else []))
-    name = next((name for name in (VAL if split == "val" else ("train",)) if name in names), None)
+    tables = files or datasets.load_from_disk(str(root))
+    names = list(tables) if isinstance(tables, dict) else []
+    name = next((name for name in SPLITS[split] if name in names), None)
     if name is None:
-        wanted = f"one of {', '.join(VAL)}" if split == "val" else "train"
+        wanted = f"one of {', '.join(SPLITS['val'])}" if split == "val" else "train"
         raise UserError(
-            f"{root}: a Hugging Face data set with the splits {', '.join(names) or 'none'}; it needs {wanted}"
+            f"a Hugging Face data set with the splits {', '.join(names) or 'none'}; it needs {wanted}"
         )
-    return name, datasets.load_dataset(
-        "parquet", data_files={name: files[name]}, split=name
-    ) if files else saved[name]
+    if files:
+        return name, datasets.load_dataset("parquet", data_files={name: files[name]}, split=name)
+    return name, tables[name]
+
+
+def find_column(table, kind: type, names: Sequence[str]) -> str | None:
+    """The first column whose type is `kind`, or else the first of `names` that is a column."""
+    typed = [name for name, feature in table.features.items() if isinstance(feature, kind)]
+    return next(iter([*typed, *(name for name in names if name in table.features)]), None)
 
 
 def class_numbers(values: np.ndarray, names: list[str] | None) -> tuple[np.ndarray, list[str]]:
-    """A column of labels -> numbers and class names."""
+    """Turns a column of labels, numbers or names, into numbers (N,) from 0. Returns these and the names."""
     if names is None and values.dtype.kind not in "iu":
         names, values = np.unique(values.astype(str), return_inverse=True)
-        names = names.tolist()
-    return values, list(names) if names is not None else [
-        str(i) for i in range(int(values.max(initial=-1)) + 1)
-    ]
+    if names is None:
+        names = range(int(values.max(initial=-1)) + 1)
+    return values, [str(name) for name in names]

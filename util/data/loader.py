@@ -1,11 +1,11 @@
-"""Images of any source as uint8 crops, in an order that anyone can repeat.
+"""Loads uint8 crops of the images of any source, in an order that can be repeated.
 
-The order of an epoch, every random flip and what stands in for an image that cannot be read are functions of
-(seed, epoch, image number), whatever the number of processes or workers. Normalising happens on the device
-(util/pixels.py).
+The order of an epoch, each random flip and the substitute for an image that cannot be read are functions of
+(seed, epoch, image number). They do not depend on the number of processes or workers. The values are
+normalised later, on the device (util/pixels.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from util import dist
 from util.data.downsampled import Downsampled, batch_files
-from util.data.folders import class_folders, open_folders
+from util.data.folders import open_folders
 from util.data.huggingface import HuggingFace, is_huggingface
 from util.data.packed import Packed, is_pack
 from util.data.source import Source
@@ -23,12 +23,14 @@ from util.dist import World
 from util.errors import UserError
 from util.signals import ignore_in_worker
 
-BAD_IN_A_ROW = 100  # so many bad images one after the other are a disk that is gone rather than bad images
+MAX_BAD_IN_A_ROW = (
+    100  # this many bad images in a row mean that the disk is gone, not that the images are bad
+)
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def open_split(root: Path, split: str) -> Source:
-    """Recognises what kind of data set lies in `root` and lists its "train" or "val". Raises UserError if it is none."""
+    """Lists "train" or "val" of the data set in `root`, of any known kind. Raises UserError for others."""
     if is_pack(root / split):
         return Packed(root / split)
     if any(batch_files(root, name) for name in ("train", "val")):
@@ -39,46 +41,39 @@ def open_split(root: Path, split: str) -> Source:
 
 
 class ImageDataset(Dataset):
-    """Items (epoch, index) -> (levels uint8 (3, size, size), label, index). A bad image raises UserError.
+    """Maps (epoch, index) to (values uint8 (3, size, size), label, index).
 
-    flip         mirror half of the images; fast  `fast_center_crop` instead of the ADM crop
-    replace_bad  a batch takes the next image that can be read in place of a bad one (training); else it is left out
+    flip         mirrors half of the images
+    replace_bad  a batch takes the next readable image in place of a bad one (for training); otherwise it
+                 leaves the bad image out
     """
 
     def __init__(
-        self,
-        source: Source,
-        size: int,
-        *,
-        seed: int,
-        flip: bool = False,
-        fast: bool = False,
-        replace_bad: bool = False,
+        self, source: Source, size: int, *, seed: int, flip: bool = False, replace_bad: bool = False
     ):
         if source.img_size not in (None, size):
             raise UserError(
                 f"these {source.kind} do not fit a model of {size} px; pack them with --img_size {size}"
             )
-        if source.img_size and fast:
-            raise UserError(f"--fast_decode does not apply to {source.kind}; leave it out")
         self.source, self.classes, self.size = source, source.classes, size
-        self.seed, self.flip, self.fast, self.replace_bad = seed, flip, fast, replace_bad
+        self.seed, self.flip, self.replace_bad = seed, flip, replace_bad
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
+        """Raises UserError for an image that cannot be read."""
         epoch, index = item
-        levels = self.source.levels(index, self.size, self.fast)
+        values = self.source.crop(index, self.size)
         if self.flip and np.random.default_rng((self.seed, epoch, index)).random() < 0.5:
-            levels = levels.flip(2)
-        return levels, int(self.source.labels[index]), index
+            values = values.flip(2)
+        return values, int(self.source.labels[index]), index
 
     def __getitems__(self, items: list[tuple[int, int]]) -> tuple[list, dict[int, str]]:
-        """What torch's loader calls: the items of a batch, and the bad images met, number -> what is wrong."""
+        """Returns the items of a batch, and the errors of bad images by number. torch's loader calls this."""
         batch, bad = [], {}
         for epoch, index in items:
-            tries = min(BAD_IN_A_ROW, len(self)) if self.replace_bad else 1
+            tries = min(MAX_BAD_IN_A_ROW, len(self)) if self.replace_bad else 1
             for number in (i % len(self) for i in range(index, index + tries)):
                 try:
                     batch.append(self[epoch, number])
@@ -91,55 +86,67 @@ class ImageDataset(Dataset):
         return batch, bad
 
 
-class ImageFolderDataset(ImageDataset):
-    """The images of class folders in `root`."""
+def open_dataset(
+    root: Path, split: str, size: int, *, class_num: int, seed: int, flip: bool, strict: bool, world: World,
+    num_workers: int,
+) -> ImageDataset:  # fmt: skip
+    """Opens the "train" or "val" images in `root` for a model of `size` pixels with `class_num` classes.
 
-    def __init__(self, root: Path, size: int, flip: bool, seed: int, fast: bool = False):
-        super().__init__(class_folders(root), size, seed=seed, flip=flip, fast=fast)
+    flip    mirrors half of the training images
+    strict  reads every image first, and raises UserError where one is bad
+
+    Raises UserError where the number of classes is another.
+    """
+    source, training = open_split(root, split), split == "train"
+    dataset = ImageDataset(source, size, seed=seed, flip=training and flip, replace_bad=training)
+    if (found := len(source.classes)) != class_num:
+        what = f"{root}: {split} ({source.kind}) has {found} classes but --class_num is {class_num}"
+        raise UserError(what if found else f"{what}; give --class_num 0 for an unconditional model")
+    if strict and (bad := find_bad(source, world, num_workers, world.is_main)):
+        raise UserError(f"--strict_data: {len(bad)} bad image(s) in {split}, the first: {bad[0]}")
+    return dataset
 
 
 class BatchOrder:
-    """Batches of (epoch, index) for one process: batch b of all processes together is the same for any number of them.
+    """The batches of (epoch, index) of one process.
 
-    shuffled   a new permutation each epoch, incomplete batches dropped; else in order, each image once
-    start      how many images of the epoch all processes together have had, where a run goes on
-    together   images in a batch of all processes
+    Batch number b of all processes together is the same for any number of processes.
+
+    shuffled   each epoch is a new permutation, without an incomplete batch at its end; otherwise each image
+               comes once, in order
+    epoch      the epoch to iterate over next
+    start      how many images of that epoch all processes together have already had
+    together   images in a batch of all processes together
     """
 
     def __init__(self, length: int, batch_size: int, world: World, seed: int, shuffled: bool):
-        self.length, self.batch_size, self.world, self.seed, self.shuffled = (
-            length,
-            batch_size,
-            world,
-            seed,
-            shuffled,
-        )
+        self.length, self.batch_size, self.world = length, batch_size, world
+        self.seed, self.shuffled = seed, shuffled
         self.epoch = self.start = 0
         self.together = batch_size * world.size
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """The number of batches in a whole epoch."""
         return self.length // self.together if self.shuffled else -(-self.length // self.together)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self.batches(self.epoch, self.start)  # as they are now: a generator would look at them later
-
-    def batches(self, epoch: int, start: int) -> Iterator[list[tuple[int, int]]]:
-        order = np.arange(self.length)
+        # This is no generator function, so that it reads the attributes now, before the caller changes them.
+        epoch, order, end = self.epoch, np.arange(self.length), self.length
+        offset = self.world.rank * self.batch_size
         if self.shuffled:
             order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
-        end = self.length - (self.together - 1 if self.shuffled else 0)
-        for begin in range(start, end, self.together):
-            first = begin + self.world.rank * self.batch_size
-            if mine := [(epoch, int(index)) for index in order[first : first + self.batch_size]]:
-                yield mine
+            end = self.length - self.together + 1 + offset
+        starts = range(self.start + offset, end, self.together)
+        return ([(epoch, int(index)) for index in order[i : i + self.batch_size]] for i in starts)
 
 
 class ImageLoader(DataLoader):
-    """Batches (levels uint8 (B, 3, H, H), labels (B,), indices (B,)); `batch_sampler` is the BatchOrder.
+    """Iterates over batches: values uint8 (B, 3, H, H), labels (B,) and indices (B,).
 
-    bad        number -> what is wrong, of the bad images that this process has met
-    known_bad  numbers of those that `gather_bad` has told of
+    `batch_sampler` is the BatchOrder.
+
+    bad        the errors of the bad images that this process has met, by number
+    known_bad  the numbers of the bad images that `gather_bad` has returned
     """
 
     def __init__(self, dataset: ImageDataset, order: BatchOrder, num_workers: int, pin_memory: bool):
@@ -151,13 +158,13 @@ class ImageLoader(DataLoader):
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             worker_init_fn=ignore_in_worker,
-            generator=torch.Generator(),  # else each pass would draw from the generator that training uses
+            generator=torch.Generator(),  # otherwise each pass would draw from torch's global generator
         )
         self.bad: dict[int, str] = {}
         self.known_bad: set[int] = set()
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.without_bad(super().__iter__())  # workers start here, not at the first batch
+        return self.without_bad(super().__iter__())  # this starts the workers now, not at the first batch
 
     def without_bad(self, batches: Iterator[tuple[Batch | None, dict[int, str]]]) -> Iterator[Batch]:
         for batch, bad in batches:
@@ -166,13 +173,18 @@ class ImageLoader(DataLoader):
                 yield batch
 
     def gather_bad(self) -> list[str]:
-        """What is wrong with the bad images that any process has met since the last call, by number; on every process."""
-        met = {
-            number: reason for of_process in dist.gather(self.bad) for number, reason in of_process.items()
-        }
+        """The errors of the bad images that any process has met since the last call, on every process."""
+        met = {number: error for bad in dist.gather(self.bad) for number, error in bad.items()}
         new = sorted(met.keys() - self.known_bad)
         self.known_bad.update(new)
         return [met[number] for number in new]
+
+    def report_bad(self, say: Callable[[str], None]) -> int:
+        """Names the bad images that were met since the last call. Returns how many there are by now."""
+        new = self.gather_bad()
+        for number, line in enumerate(new, len(self.known_bad) - len(new) + 1):
+            say(f"bad image {number}, skipped: {line}")
+        return len(self.known_bad)
 
 
 def collate(fetched: tuple[list, dict[int, str]]) -> tuple[Batch | None, dict[int, str]]:
@@ -189,22 +201,22 @@ def make_loader(
     num_workers: int,
     pin_memory: bool,
 ) -> ImageLoader:
-    """The loader of one process's share of each epoch."""
+    """Makes the loader of this process's share of each epoch. `batch_size` counts images per process."""
     order = BatchOrder(len(dataset), batch_size, world, dataset.seed, shuffled)
     if len(order) == 0:
         raise UserError(
-            f"batch_size {batch_size} on {world.size} process(es) is more than the {len(dataset)} training images"
+            f"batch_size {batch_size} on {world.size} process(es) is more than the {len(dataset)} training "
+            "images"
         )
     return ImageLoader(dataset, order, num_workers, pin_memory)
 
 
 def find_bad(source: Source, world: World, num_workers: int, progress_bar: bool = True) -> list[str]:
-    """Reads every image, shared by all processes and their workers. On each of them: what is wrong with the bad ones."""
+    """Reads every image, shared among all processes. Returns the errors of the bad ones, on each process."""
     dataset = ImageDataset(source, source.img_size or 8, seed=0)
     loader = make_loader(dataset, 32, world, shuffled=False, num_workers=num_workers, pin_memory=False)
-    with tqdm(
-        total=len(dataset), desc="checking", unit="image", disable=None if progress_bar else True
-    ) as bar:
+    hidden = None if progress_bar else True  # None: hidden unless there is a terminal
+    with tqdm(total=len(dataset), desc="checking", unit="image", disable=hidden) as bar:
         for _, _, indices in loader:
             bar.update(len(indices) * world.size)
     return loader.gather_bad()

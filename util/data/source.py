@@ -1,4 +1,4 @@
-"""What a split of a data set is to the rest: numbered images with labels, whatever lies on the disk."""
+"""The interface of one split of a data set: numbered images with labels, in whatever form they are stored."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from util.crop import center_crop_arr, fast_center_crop
+from util.crop import center_crop_arr
 from util.data.decode import open_rgb
 
 
 class Source:
-    """One split, listed but not read.
+    """One split of a data set. Making it lists the images and reads none of them.
 
-    kind      what it is, in words
-    labels    (N,) int64, numbers into `classes`; all 0 where there are no classes
-    img_size  the side of its images where they are cropped already, else None
+    kind      a short description for messages
+    labels    (N,) int64, indices into `classes`; all 0 if there are no classes
+    classes   names of the classes
+    img_size  height and width of the images if they are already cropped, else None
     """
 
     img_size: int | None = None
@@ -28,24 +29,21 @@ class Source:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """What a person finds image `index` by."""
+        """Where a person finds image `index`: its path, or its file and row."""
         raise NotImplementedError
 
-    def image(self, index: int, at_least: int | None = None) -> Image.Image:
-        """RGB. Raises UserError that names an image which cannot be read. `at_least`: see `open_rgb`."""
+    def image(self, index: int) -> Image.Image:
+        """Image `index` in RGB, uncropped. Raises UserError, which names the image, if it cannot be read."""
         raise NotImplementedError
 
-    def levels(self, index: int, size: int, fast: bool = False) -> Tensor:
-        """The centre of image `index`, uint8 (3, size, size). fast: `fast_center_crop` instead of the ADM crop."""
-        if fast:
-            return fast_center_crop(self.image(index, at_least=2 * size), size)
-        return (
-            torch.from_numpy(np.array(center_crop_arr(self.image(index), size))).permute(2, 0, 1).contiguous()
-        )
+    def crop(self, index: int, size: int) -> Tensor:
+        """The centre of image `index` after the ADM crop: uint8 (3, size, size)."""
+        image = center_crop_arr(self.image(index), size)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 class Files(Source):
-    """A file an image."""
+    """Images that are one file each."""
 
     def __init__(self, kind: str, paths: Sequence[str], labels: Sequence[int], classes: Sequence[str]):
         super().__init__(kind, labels, classes)
@@ -54,19 +52,22 @@ class Files(Source):
     def name(self, index: int) -> str:
         return self.paths[index]
 
-    def image(self, index: int, at_least: int | None = None) -> Image.Image:
-        return open_rgb(self.paths[index], at_least)
+    def image(self, index: int) -> Image.Image:
+        return open_rgb(self.paths[index])
 
 
 class Mapped:
-    """uint8 rows that lie in a file as they are, read from there. Another process is handed the place, not the rows."""
+    """An array of uint8 rows that stays in its file and is read from there through a memory map.
+
+    Pickling it for a worker process passes on the file's path and the offset in it, not the rows.
+    """
 
     def __init__(self, path: str, offset: int, shape: tuple[int, ...]):
-        self.place = path, offset, shape
+        self.arguments = path, offset, shape
         self.rows = np.memmap(path, np.uint8, "r", offset, shape)
 
     def __reduce__(self):
-        return Mapped, self.place
+        return Mapped, self.arguments
 
     def __getitem__(self, index: int) -> np.ndarray:
         return np.array(self.rows[index])
