@@ -1,58 +1,47 @@
-"""What a run does: train an epoch, measure the likelihood of images, generate images. Arguments in, dicts out."""
+"""Training: epochs, evaluation, saving, resuming (docs/format.md, "Training recipe")."""
 
+import argparse
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from evaluation.gallery import Gallery, balanced
+from evaluation.images import evaluate  # noqa: F401  a published name of this module
 from evaluation.nll import compute_nll  # noqa: F401  a published name of this module
 from models.fractalgen import FractalGen
-from models.sampling.generate import is_out_of_memory
-from util import dist
-from util.checkpoint import fingerprint
+from util import checkpoint, dist
+from util.data.loader import ImageLoader
 from util.dist import World
 from util.errors import UserError
-from util.meters import BadSteps, PeakMemory, RunLog, Window
-from util.pixels import normalize, to_pil
+from util.files import write_json
+from util.flags import provenance
+from util.meters import BadSteps, RunLog, Window
+from util.pixels import normalize
+from util.resume import SETTINGS, RunState, began_here, find_origin
+from util.signals import Interrupt, Interrupted
 
-OF_TRAINING = (
-    "label_drop_prob",
-    "attn_dropout",
-    "proj_dropout",
-    "r_weight",
-    "grad_checkpointing",
-)  # no image sees them
 LOG_EVERY = 20  # steps; the only places in an epoch where the host waits for the device
-
-
-LR_SCHEDULES = ("cosine", "constant")
-
-
-def learning_rate(
-    epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, epochs: float, schedule: str
-) -> float:
-    """The rate at `epoch` (fractional, from 0 to `epochs`)."""
-    if epoch < warmup_epochs:
-        return lr * epoch / warmup_epochs
-    if schedule == "constant":
-        return lr
-    progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
-    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+# progress after the warm-up, 0..1 -> share of the rate above min_lr
+LR_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "constant": lambda progress: 1.0,
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The training settings that an epoch needs (SPEC section 6). lr in units of AdamW; epochs may be fractions."""
+    """How a model is trained. `lr` is AdamW's; epochs may be fractions.
+
+    ema_decay      keeps an exponential moving average of the weights; None: none
+    max_bad_steps  so many steps in a row may be skipped because loss or gradient is not finite
+    """
 
     lr: float
     min_lr: float
@@ -61,37 +50,44 @@ class Recipe:
     epochs: int
     grad_clip: float
     accum_iter: int = 1
+    weight_decay: float = 0.05
+    ema_decay: float | None = None
+    max_bad_steps: int = 20
 
     def learning_rate(self, epoch: float) -> float:
-        settings = {name: getattr(self, name) for name in ("lr", "min_lr", "warmup_epochs", "epochs")}
-        return learning_rate(epoch, schedule=self.lr_schedule, **settings)
+        """The rate at a fractional epoch: linear warm-up, then the schedule."""
+        if epoch < self.warmup_epochs:
+            return self.lr * epoch / self.warmup_epochs
+        progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
+        return self.min_lr + (self.lr - self.min_lr) * LR_SCHEDULES[self.lr_schedule](progress)
 
 
 @dataclass(frozen=True)
-class SamplerSettings:
-    """How images are drawn; see `FractalGen.sample`."""
+class SavePolicy:
+    """When a run evaluates and saves, in epochs and in steps, and how many checkpoints it keeps.
 
-    num_iter_list: tuple[int, ...]
-    cfg: float
-    cfg_schedule: str
-    temperature: float
-    filter_threshold: float
-    chunk: int | None = None
-    compiled: bool = False
-    refresh: int = 1
+    on_save_error  "continue" or "stop", where a checkpoint cannot be written
+    """
+
+    eval_freq: int
+    save_last_freq: int
+    save_every_steps: int | None
+    keep_last: int
+    on_save_error: str
 
 
 def add_weight_decay(model: nn.Module, weight_decay: float) -> list[dict]:
-    """AdamW's groups in published order: undecayed (1-D weights and names ending in .bias), then decayed."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    undecayed = [p for name, p in named if p.dim() <= 1 or name.endswith(".bias")]
-    decayed = [p for name, p in named if not (p.dim() <= 1 or name.endswith(".bias"))]
+    """AdamW's groups in published order: undecayed (1-D, or named *.bias), then decayed."""
+    undecayed, decayed = [], []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            (undecayed if p.dim() <= 1 or name.endswith(".bias") else decayed).append(p)
     return [{"params": undecayed, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 
 
 def train_one_epoch(
     model: nn.Module,
-    loader: DataLoader,
+    loader: ImageLoader,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     recipe: Recipe,
@@ -103,20 +99,21 @@ def train_one_epoch(
     log: RunLog,
     ema: nn.Module | None = None,
     bad: BadSteps | None = None,
-    max_bad_steps: int = 20,
     after_step: Callable[[int], None] = lambda images: None,
 ) -> dict[str, float]:
-    """Trains on the rest of epoch number `epoch` (from 0), beginning at the loader's BatchOrder.start.
+    """Trains on the rest of epoch number `epoch` (from 0), from the loader's BatchOrder.start on.
 
-    model: a FractalGen, bare or in DDP; optimizer: a fused one. Returns the mean loss and images a second.
-    A step whose loss or gradient is not finite changes no weight and is counted. Raises UserError after more than
-    `max_bad_steps` of them in a row, counted in `bad` over epochs. `after_step` is told how many images of the epoch all
-    processes have done.
+    model       a FractalGen, bare or in DDP; optimizer: a fused one
+    bad         counts, over epochs, the steps whose loss or gradient was not finite; they change no weight
+    after_step  called with the number of images of this epoch that all processes have done
+
+    Returns the mean loss and images a second. Raises UserError after more than `recipe.max_bad_steps` bad
+    steps in a row.
     """
     model.train()
     order = loader.batch_sampler
     order.epoch = epoch
-    images = order.together * recipe.accum_iter  # a step
+    images = order.together * recipe.accum_iter  # in a step
     steps, done = len(order) // recipe.accum_iter, order.start
     first_step = -(-done // images)
     batches = iter(loader) if first_step < steps else None
@@ -131,18 +128,11 @@ def train_one_epoch(
         grad_norm = train_step(model, batches, optimizer, scaler, recipe, window, device, autocast)
         bad.note(grad_norm, epoch * steps + step)
         if ema is not None:
-            ema.update(bare(model))
+            ema.update(model.module if isinstance(model, DistributedDataParallel) else model)
         log.step()
         if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
             means, now = window.read(), time.perf_counter()  # sync
-            if (row := bad.most_in_a_row()) > max_bad_steps:
-                first_epoch, first = divmod(bad.first(), steps)
-                rate = recipe.learning_rate(first_epoch + first / steps)
-                raise UserError(
-                    f"the loss or its gradient was not finite in {row} steps in a row (--max_bad_steps {max_bad_steps}), from "
-                    f"epoch {first_epoch}, step {first} of {steps}, learning rate {rate:.3g}, "
-                    "on; they changed no weight; resume from the last checkpoint with a lower --blr, or with --amp off"
-                )
+            check_bad_steps(bad, recipe, steps)
             seen = window.images * world.size
             windows.append((means["loss"] * seen, seen, now - began))
             means |= {"lr": lr, "grad_norm": grad_norm.item(), "images_per_s": seen / (now - began)}
@@ -151,28 +141,24 @@ def train_one_epoch(
             window, began = Window(device), now
         done += images
         after_step(done)
-    loss, seen, secs = (
-        (sum(column) for column in zip(*windows, strict=True)) if windows else (math.nan, 1, math.nan)
-    )
+    loss, seen, secs = map(sum, zip(*(windows or [(math.nan, 1, math.nan)]), strict=True))
     return {"loss": loss / seen, "images_per_s": seen / secs}
 
 
-def train_step(model, batches, optimizer, scaler, recipe, window: Window, device, autocast) -> Tensor:
-    """One optimiser step over `accum_iter` batches, noted in `window`. Returns the gradient's norm before clipping.
+def train_step(model, batches, optimizer, scaler, recipe: Recipe, window: Window, device, autocast) -> Tensor:
+    """One optimiser step over `accum_iter` batches, noted in `window`. Returns the unclipped gradient norm.
 
-    Where that is not finite, on whichever process, nothing is changed: decided on the device.
+    Where that is not finite, on whichever process, no weight changes; the device decides it without the host.
     """
     for micro in range(recipe.accum_iter):
-        levels, labels, _ = next(batches)
-        images = normalize(levels.to(device, non_blocking=True))
+        values, labels, _ = next(batches)
+        images = normalize(values.to(device, non_blocking=True))
         labels = labels.to(device, non_blocking=True)
         accumulate = isinstance(model, DistributedDataParallel) and micro + 1 < recipe.accum_iter
         with model.no_sync() if accumulate else nullcontext():
             with autocast:
                 loss, terms = model(images, labels, return_terms=True)
-            finite = torch.where(
-                loss.detach().isfinite(), 1.0, math.nan
-            )  # else every process's gradient shall be nan
+            finite = torch.where(loss.detach().isfinite(), 1.0, math.nan)  # nan for every process's gradient
             scaler.scale(loss * finite / recipe.accum_iter).backward()
         window.add(loss, terms, len(images))
     scaler.unscale_(optimizer)
@@ -188,135 +174,120 @@ def train_step(model, batches, optimizer, scaler, recipe, window: Window, device
     return grad_norm
 
 
-def bare(model: nn.Module) -> FractalGen:
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-@torch.no_grad()
-def evaluate(
-    model: FractalGen,
-    folder: Path,
-    settings: SamplerSettings,
-    *,
-    num_images: int,
-    batch_size: int,
-    seed: int,
-    autocast: AbstractContextManager,
-    world: World,
-    classes: Sequence[int] | None = None,
-    notes: dict | None = None,
-    progress_bar: bool = True,
-    say: Callable[[str], None] = print,
-) -> dict[str, float | None]:
-    """Draws `folder`/00000.png, 00001.png, …, as many as `num_images` and none more; what is there is not drawn again.
-
-    Image i depends on (weights, settings, seed, i) alone, whichever process or job draws it (evaluation/gallery.py).
-
-    classes  the same number of images of each, in this order; default all
-    notes    goes into manifest.json beside what decides the images
-    say      is told where memory ran out, and what was done about it
-
-    Returns the numbers of images and of those that this job drew, its seconds an image and the most memory a process used.
-    Raises UserError where the folder was begun with other weights or settings.
-    """
-    classes = list(range(model.class_num)) if classes is None else classes
-    labels = balanced(classes or [0], num_images)
-    decisive = {key: value for key, value in model.arguments.items() if key not in OF_TRAINING}
-    decisive |= {key: value for key, value in asdict(settings).items() if key not in ("chunk", "compiled")}
-    device = model.fake_latent.device
-    with autocast:
-        autocasts = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-        precision = torch.get_autocast_dtype(device.type) if autocasts else model.generator.dtype
-    decisive |= {"precision": str(precision), "seed": seed, "classes": classes}
-    decisive |= {"weights_sha256": fingerprint(model.state_dict())}
-    unit = min(batch_size, -(-num_images // world.size))
-    gallery = Gallery(
-        folder,
-        num_images,
-        decisive,
-        {"chunk": settings.chunk, "compiled": settings.compiled, **(notes or {})},
-        unit,
-    )
-    drawer, began, peak = (
-        Drawer(model, labels, settings, seed, autocast, say),
-        time.perf_counter(),
-        PeakMemory(device),
-    )
-    shown = None if progress_bar and world.is_main else True  # None: a bar on a terminal only
-    there = num_images - len(gallery.missing(range(num_images)))
-    with tqdm(total=num_images, initial=there, desc="images", unit="image", disable=shown) as bar:
-        drawn = gallery.fill(
-            drawer, batch_size, world.rank / world.size, lambda there: bar.update(there - bar.n)
+def check_bad_steps(bad: BadSteps, recipe: Recipe, steps: int) -> None:
+    """Raises UserError after too many bad steps in a row; `steps` is their number in an epoch."""
+    if (row := bad.most_in_a_row()) > recipe.max_bad_steps:
+        epoch, first = divmod(bad.first(), steps)
+        rate = recipe.learning_rate(epoch + first / steps)
+        raise UserError(
+            f"the loss or its gradient was not finite in {row} steps in a row (--max_bad_steps "
+            f"{recipe.max_bad_steps}), from epoch {epoch}, step {first} of {steps}, learning rate "
+            f"{rate:.3g}, on; they changed no weight; "
+            "resume from the last checkpoint with a lower --blr, or with --amp off"
         )
-    dist.barrier()
-    gallery.close()
-    drawn, elapsed = sum(dist.gather(drawn)), time.perf_counter() - began
-    return {
-        "num_images": num_images,
-        "num_drawn": drawn,
-        "secs_per_image": elapsed / drawn if drawn else None,
-        "peak_gib": max(dist.gather(peak.gib())),
-    }
 
 
-class Drawer:
-    """Numbers of images -> images. Where memory runs out, it draws half as much at a time, from then on."""
+class Training:
+    """A training run in `output_dir`; `run` does it.
+
+    loader       the training images
+    measure      called with (model, step, log) at the end of epochs; returns scores by name
+    resume_from  the checkpoint, or the folder of one, to continue from; "" for none
+    flags        only recorded, in settings.json and in checkpoints; `about` is a line for the log
+    half         whether autocast is float16, whose gradients need to be scaled
+    """
 
     def __init__(
-        self, model: FractalGen, labels: Sequence[int], settings: SamplerSettings, seed: int, autocast, say
-    ):
-        self.model, self.labels, self.settings, self.seed = model, labels, settings, seed
-        self.autocast, self.say = autocast, say
-
-    def __call__(self, indices: Sequence[int]) -> list[Image.Image]:
-        while True:
-            try:
-                return draw(
-                    self.model,
-                    [self.labels[i] for i in indices],
-                    indices,
-                    self.settings,
-                    self.seed,
-                    self.autocast,
-                )
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            chunk = self.settings.chunk or 2 * len(indices)
-            if chunk == 1:
-                raise UserError(
-                    f"out of memory drawing {len(indices)} images, even with --chunk 1; give a smaller --gen_bsz"
-                )
-            self.settings = replace(self.settings, chunk=chunk // 2)
-            self.say(f"out of memory: from now on with --chunk {chunk // 2}")
-            if self.model.fake_latent.device.type != "cpu":
-                torch.accelerator.empty_cache()
-
-
-def draw(
-    model: FractalGen,
-    labels: Sequence[int],
-    indices: Sequence[int],
-    settings: SamplerSettings,
-    seed: int,
-    autocast: AbstractContextManager,
-) -> list[Image.Image]:
-    """RGB images number `indices` of `seed` for class `labels`, or unconditional ones where the model has no classes."""
-    with autocast:
-        images = model.generate(
-            labels if model.class_num else None,
-            num_images=len(indices),
-            guidance_scale=settings.cfg,
-            guidance_schedule=settings.cfg_schedule,
-            num_inference_steps=settings.num_iter_list,
-            temperature=settings.temperature,
-            filter_threshold=settings.filter_threshold,
-            chunk=settings.chunk,
-            compiled=settings.compiled,
-            refresh=settings.refresh,
-            seed=seed,
-            indices=indices,
-            output_type="pt",
-            progress_bar=False,
+        self, model: FractalGen, loader: ImageLoader, measure: Callable[[nn.Module, int, RunLog], dict],
+        recipe: Recipe, policy: SavePolicy, *, output_dir: Path, resume_from: str, start_epoch: int,
+        seed: int, flags: argparse.Namespace, about: str, half: bool, device: torch.device,
+        autocast: AbstractContextManager, world: World,
+    ):  # fmt: skip
+        self.model, self.loader, self.measure, self.recipe, self.policy = (
+            model,
+            loader,
+            measure,
+            recipe,
+            policy,
         )
-    return to_pil(images)
+        self.output_dir, self.resume_from, self.flags, self.about = output_dir, resume_from, flags, about
+        self.device, self.autocast, self.world, self.bad_steps = device, autocast, world, BadSteps(device)
+        self.origin = dist.on_main(world, lambda: find_origin(resume_from, output_dir))
+        order = loader.batch_sampler
+        if len(order) < recipe.accum_iter:
+            batches = f"the {len(order)} batches of an epoch"
+            raise UserError(f"--accum_iter {recipe.accum_iter} is more than {batches}")
+        groups = add_weight_decay(model, recipe.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), fused=True)
+        self.state = RunState(
+            model, optimizer, world, half=half, ema_decay=recipe.ema_decay, start_epoch=start_epoch,
+            steps=len(order) // recipe.accum_iter, images=order.together * recipe.accum_iter,
+            bits={"batch_size": order.batch_size, "accum_iter": recipe.accum_iter, "seed": seed},
+        )  # fmt: skip
+
+    def run(self) -> None:
+        folder, state = self.output_dir, self.state
+        with RunLog(folder, enabled=self.world.is_main) as self.log, Interrupt() as self.interrupt:
+            if self.origin is not None:
+                state.load(self.origin, folder, self.log.say)
+            elif self.resume_from:
+                self.log.say(f"{self.resume_from} holds no {checkpoint.NAME} yet: starting afresh")
+            dist.barrier()  # all have read what the first is about to tidy up and to write
+            if self.world.is_main:
+                checkpoint.clean(folder)
+                if not (dist.restarts() and began_here(folder)):
+                    write_json(folder / SETTINGS, {**provenance(self.flags), "job": dist.job()})
+            self.log.note(self.about)
+            self.log.say(f"{state.steps} steps an epoch, log: {folder}")
+            try:
+                self.epochs()
+            except Interrupted as interrupted:
+                self.log.say(f"{interrupted} at step {state.step}: stopped; --resume {folder} goes on")
+
+    def epochs(self) -> None:
+        model, state, policy, epochs = self.model, self.state, self.policy, self.recipe.epochs
+        if self.world.size > 1:
+            index = self.device.index
+            model = DistributedDataParallel(model, device_ids=None if index is None else [index])
+        first_epoch, self.loader.batch_sampler.start = state.place
+        for epoch in range(first_epoch, epochs):
+            train_one_epoch(
+                model, self.loader, state.optimizer, state.scaler, self.recipe, epoch=epoch,
+                device=self.device, autocast=self.autocast, world=self.world, log=self.log, ema=state.ema,
+                bad=self.bad_steps, after_step=partial(self.after_step, epoch),
+            )  # fmt: skip
+            final, end = epoch + 1 == epochs, (epoch + 1) * state.steps
+            if bad := self.loader.report_bad(self.log.note):
+                self.log.record(end, {"train/bad_images": bad})
+            due = (epoch + 1) % policy.eval_freq == 0 or final
+            if due and state.step == state.resumed_step:
+                # The run was not trained since it was resumed: its log says whether it was evaluated.
+                due = not dist.gather(self.log.has(end, "val/bits_per_dim"))[0]
+            if (epoch + 1) % policy.save_last_freq == 0 or due or final:
+                self.save(final)
+            if due:
+                # It draws from no global generator, so that a run does not depend on how often it is
+                # evaluated. The checkpoint is written before, so that a signal can end it at any moment.
+                # It is not compiled, because it has too many shapes.
+                evaluated = self.model if state.ema is None else state.ema.module
+                with self.interrupt.immediately(), torch.compiler.set_stance("force_eager"):
+                    scores = self.measure(evaluated, end, self.log)
+                    self.log.record(end, {f"val/{name}": value for name, value in scores.items()})
+
+    def after_step(self, epoch: int, images: int) -> None:
+        """Saves when it is time to, and stops all processes after the same step when one was told to."""
+        state, every = self.state, self.policy.save_every_steps
+        state.step, state.place = state.step + 1, (epoch, images)
+        signum = self.interrupt.agreed()
+        if signum or (every and state.step % every == 0):
+            self.save(final=bool(signum))
+        if signum:
+            raise Interrupted(self.interrupt.name(signum))
+
+    def save(self, final: bool) -> None:
+        """Writes a checkpoint. If that fails, training ends if it is `final` or `on_save_error` says so."""
+        if (error := self.state.save(self.output_dir, self.policy.keep_last, self.flags)) is None:
+            return
+        if final or self.policy.on_save_error == "stop":
+            raise UserError(f"{error}; what was there before is whole")
+        self.log.say(f"{error}; what was there before is whole, training goes on (--on_save_error continue)")

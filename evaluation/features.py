@@ -1,6 +1,6 @@
-"""Inception features of a set of images, measured by all processes together, and their statistics.
+"""Inception features of a set of images, computed by all processes together, and their mean and covariance.
 
-Letters: N images, H rows, W columns of an image.
+Letters: N images, H rows, W columns of an image, D features of an image, M images whose features are kept.
 """
 
 import hashlib
@@ -23,88 +23,90 @@ from util.data.source import Source
 from util.dist import World
 from util.errors import UserError
 
-BATCH = 64  # torch-fidelity's; a batch has the same images on any number of processes, so its features are the same too
-BLOCK = 800 * BATCH  # images whose features are in memory together; 50,000 generated ones are one block
+# Images in a batch, as in torch-fidelity. A batch holds the same images whatever the number of processes,
+# so that the features are the same too.
+BATCH = 64
+BLOCK = 800 * BATCH  # images whose features are in memory together; 50,000 generated images are one block
 
 
 class NpzImages(Source):
-    """arr_0, uint8 (N, H, W, 3), as ADM's reference batches and samples have it."""
+    """The images arr_0, uint8 (N, H, W, 3), of an npz file: the format of ADM's batches and samples."""
 
     def __init__(self, npz: Npz):
-        shape, dtype = npz.shapes.get("arr_0"), npz.dtypes.get("arr_0")
-        if shape is None or dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not all(shape):
-            found = (
-                f"arr_0 is {dtype} {shape}"
-                if shape is not None
-                else f"it has {', '.join(npz.shapes) or 'no arrays'}"
-            )
-            raise UserError(f"{npz.path}: images must be arr_0, uint8 (N, H, W, 3), but {found}")
+        dtype, shape = npz.arrays.get("arr_0", (None, ()))
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not all(shape):
+            found = npz.describe("arr_0")
+            raise UserError(f"{npz.path}: images must be arr_0, uint8 (N, H, W, 3), but arr_0 is {found}")
         super().__init__(f"npz images of {shape[2]} x {shape[1]} px", np.zeros(shape[0]), [])
-        self.path, self.rows = npz.path, npz.rows("arr_0")
+        self.path, self.rows = npz.path, npz.array("arr_0")
         self.img_size = shape[1] if shape[1] == shape[2] else None
 
     def name(self, index: int) -> str:
         return f"{self.path}: image {index}"
 
-    def image(self, index: int, at_least: int | None = None) -> Image.Image:
+    def image(self, index: int) -> Image.Image:
         return Image.fromarray(self.rows[index])
 
 
 def open_images(path: Path, split: str | None = None) -> Source:
-    """A folder of images (with those in its folders), an npz with arr_0, or a split of what --data_path takes."""
+    """Opens a folder of images (also in its subfolders), an npz file with arr_0, or a split of a data set.
+
+    path   an existing file or folder; with `split`, all that --data_path takes
+    split  "train" or "val" of a data set
+    """
     if split is not None:
         return open_split(path, split)
     if path.is_file():
         return NpzImages(Npz(path))
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder of images or npz file")
     paths = images_below(path)
     if not paths:
-        raise UserError(f"{path}: there is no image in it; of a data set of another kind say which --split")
+        raise UserError(f"{path}: there is no image in it; for a data set of another kind give --split")
     return without_classes(paths)
 
 
 class Prepared(Dataset):
-    """Items: levels uint8 (3, H, W), after the ADM crop to `size` or, without one, as they are; and their SHA-256."""
+    """The images of a source for Inception. Items: values uint8 (3, H, W) and their SHA-256 as bytes.
+
+    size  side in pixels after the ADM crop; None: no crop, and all images must have one size
+    """
 
     def __init__(self, source: Source, size: int | None):
         self.source, self.size = source, size or source.img_size
         if source.img_size not in (None, self.size):
-            raise UserError(
-                f"these {source.kind} are no images of {size} px; give --img_size {source.img_size}"
-            )
-        self.expected = None if self.size else source.image(0).size
+            raise UserError(f"these {source.kind} are not of {size} px; give --img_size {source.img_size}")
+        self.first = None if self.size else source.image(0).size
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, bytes]:
         if self.size:
-            levels = self.source.levels(index, self.size)
+            values = self.source.crop(index, self.size)
         else:
             image = self.source.image(index)
-            if image.size != self.expected:
-                w, h = image.size
+            if image.size != self.first:
+                found, first = (f"{width} x {height}" for width, height in (image.size, self.first))
                 raise UserError(
-                    f"{self.source.name(index)}: {w} x {h} px, the first has {self.expected[0]} x {self.expected[1]}; "
+                    f"{self.source.name(index)}: {found} px, the first has {first}; "
                     "give --img_size to crop all"
                 )
-            levels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-        digest = hashlib.sha256(levels.numpy().tobytes()).digest()
-        return levels, torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+            values = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return values, hashlib.sha256(values.numpy().tobytes()).digest()
 
 
 def crop_name(size: int | None) -> str | None:
+    """The crop as metrics.json and the notes of references name it."""
     return f"ADM, {size} px" if size else None
 
 
 @dataclass
 class Measured:
-    """What scores need of a set of images.
+    """What scores need of a set of images, generated or real.
 
-    mu, sigma  mean (D,) and covariance (D, D) of the pool features of all images, float64
-    features   (M, D) float32, of the images that were kept, in order; logits (M, 1008) float32
-    about      where they came from: as metrics.json has it
+    mu, sigma  mean (D,) and covariance (D, D) of the features of all images, float64
+    features   (M, D) float32, in the order of the images; None: only mu and sigma are known
+    logits     (M, 1008) float32; None where they are not known
+    about      where the images come from, as written to metrics.json
     """
 
     mu: np.ndarray
@@ -114,77 +116,86 @@ class Measured:
     about: dict
 
 
-def measure(
-    source: Source,
-    size: int | None,
-    inception: Inception,
-    world: World,
-    *,
-    keep: int | None = None,
-    num_workers: int = 0,
-    progress_bar: bool = True,
-) -> Measured | None:
-    """Features of all images of a source, on the first process; on the others None.
+@dataclass(frozen=True)
+class Measurer:
+    """Computes the features of sets of images, all in the same way.
 
-    keep: of so many images, drawn with seed 0, features and logits are kept; default: of all.
+    size         side in pixels of the ADM crop; None: no crop
+    num_workers  data workers of each process
     """
-    dataset, count = Prepared(source, size), len(source)
-    if count < 2:
-        raise UserError(f"{source.name(0)}: a score needs at least 2 images")
-    kept = np.arange(count)
-    if keep is not None and keep < count:
+
+    inception: Inception
+    world: World
+    size: int | None = None
+    num_workers: int = 0
+
+    def measure(self, path: Path, split: str | None = None, keep: int | None = None) -> Measured | None:
+        """Measures all images of `path` (see `open_images`). Returns None on all but the first process.
+
+        keep  features and logits are kept of at most this many images, chosen with seed 0; default: of all
+        """
+        source = open_images(path, split)
+        dataset, count = Prepared(source, self.size), len(source)
+        if count < 2:
+            raise UserError(f"{source.name(0)}: a score needs at least 2 images")
         kept = np.sort(np.random.default_rng(0).permutation(count)[:keep])
-    statistics, pools, logits, digest = None, [], [], hashlib.sha256()
-    with tqdm(
-        total=count, desc="features", unit="image", disable=None if progress_bar and world.is_main else True
-    ) as bar:
+        statistics, pools, logits, digest = None, [], [], hashlib.sha256()
         for first in range(0, count, BLOCK):
-            block = extract(
-                dataset, range(first, min(first + BLOCK, count)), inception, world, num_workers, bar
-            )
-            if world.is_main:
-                digest.update(block[2].numpy().tobytes())
-                statistics = merge(statistics, (len(block[0]), *gaussian(block[0])))
-                mine = kept[np.searchsorted(kept, first) : np.searchsorted(kept, first + BLOCK)] - first
-                pools.append(block[0][mine])
-                logits.append(block[1][mine])
-    if not world.is_main:
-        return None
-    about = {"kind": source.kind, "pictures": count, "crop": crop_name(size)}
-    about["pictures_sha256"] = digest.hexdigest()
-    return Measured(*statistics[1:], torch.cat(pools), torch.cat(logits), about)
+            block = range(first, min(first + BLOCK, count))
+            pool, block_logits, digests = self._extract(dataset, block)
+            if self.world.is_main:
+                digest.update(digests)
+                statistics = merge(statistics, (len(block), *gaussian(pool)))
+                chosen = kept[(kept >= block.start) & (kept < block.stop)] - first
+                pools.append(pool[chosen])
+                logits.append(block_logits[chosen])
+        if not self.world.is_main:
+            return None
+        about = {"path": str(path), "kind": source.kind, "pictures": count, "crop": crop_name(self.size)}
+        about["pictures_sha256"] = digest.hexdigest()
+        return Measured(*statistics[1:], torch.cat(pools), torch.cat(logits), about)
 
-
-def extract(
-    dataset: Prepared, images: range, inception: Inception, world: World, num_workers: int, bar: tqdm
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Pool features, logits and SHA-256 (uint8) of a range of images, in order, on every process."""
-    batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
-    mine = batches[world.rank :: world.size]
-    loader = DataLoader(dataset, batch_sampler=mine, num_workers=num_workers, generator=torch.Generator())
-    rows = []
-    for batch, (levels, digests) in zip(mine, loader, strict=True):
-        rows.append((batch.start, *inception(levels), digests))
-        bar.update(min(len(batch) * world.size, bar.total - bar.n))
-    gathered = sorted((row for part in dist.gather(rows) for row in part), key=lambda row: row[0])
-    return tuple(torch.cat(column) for column in list(zip(*gathered, strict=True))[1:])
+    def _extract(self, dataset: Prepared, images: range) -> tuple[Tensor, Tensor, bytes]:
+        """Features, logits and SHA-256 of a range of images, in order, on every process."""
+        batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+        own = batches[self.world.rank :: self.world.size]
+        loader = DataLoader(
+            dataset, batch_sampler=own, num_workers=self.num_workers, generator=torch.Generator()
+        )
+        progress = tqdm(
+            loader,
+            desc=f"features of images {images.start} to {images.stop - 1}",
+            unit="image",
+            unit_scale=BATCH * self.world.size,
+            disable=None if self.world.is_main else True,  # None: shown on a terminal only
+        )
+        rows = [
+            (batch.start, *self.inception(values), b"".join(digests))
+            for batch, (values, digests) in zip(own, progress, strict=True)
+        ]
+        rows = sorted(row for part in dist.gather(rows) for row in part)
+        _, pools, logits, digests = zip(*rows, strict=True)
+        return torch.cat(pools), torch.cat(logits), b"".join(digests)
 
 
 def gaussian(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance of (N, D) by torch-fidelity, which adds up the mean in float32, as ADM's script does, and the
-    covariance in float64; then both float64."""
+    """Mean (D,) and covariance (D, D), float64, of features (N, D) float32.
+
+    By torch-fidelity, which sums the mean in float32, as ADM's script does, and the covariance in float64.
+    """
     from torch_fidelity.metric_fid import fid_features_to_statistics
 
-    if len(features) == 1:  # the rest of a large set
+    if len(features) == 1:  # the last block of a large set
         return features[0].double().numpy(), np.zeros((features.shape[1],) * 2)
     statistics = fid_features_to_statistics(features)
-    return statistics["mu"].astype(np.float64), statistics["sigma"].astype(
-        np.float64
-    )  # their dtypes must agree
+    return statistics["mu"].astype(np.float64), statistics["sigma"].astype(np.float64)
 
 
 def merge(a: tuple | None, b: tuple) -> tuple[int, np.ndarray, np.ndarray]:
-    """(count, mean, covariance) of two sets -> of both together (Chan, Golub and LeVeque 1979)."""
+    """(count, mean, covariance) of two sets -> of their union (Chan, Golub and LeVeque 1979).
+
+    a  None: the empty set
+    """
     if a is None:
         return b
     (n, mu_a, sigma_a), (m, mu_b, sigma_b) = a, b

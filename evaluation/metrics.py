@@ -1,16 +1,14 @@
-"""FID, IS, KID, precision and recall of measured images by torch-fidelity's public functions, and where they are written."""
+"""FID, IS, KID, precision and recall by torch-fidelity's public functions; their table and files."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.features import Measured
-from evaluation.reference import Reference
-from util.errors import UserError
-from util.files import atomic_write
-from util.meters import printable
+from util.errors import reading
+from util.files import write_json
 
-# torch-fidelity's own defaults, except that precision and recall use the features of FID (there: VGG16), as the paper's table.
+# torch-fidelity's defaults; precision and recall use FID's features, not VGG16's, as in the paper's table.
 SETTINGS = {
     "isc_splits": 10,
     "samples_shuffle": True,
@@ -22,95 +20,90 @@ SETTINGS = {
     "kid_kernel_poly_coef0": 1,
     "prc_neighborhood": 3,
     "prc_batch_size": 10000,
-    "save_cpu_ram": True,  # blocks of prc_batch_size
+    "save_cpu_ram": True,  # precision and recall in blocks of prc_batch_size
     "rng_seed": 2020,
 }
-COLUMNS = ("FID ↓", "IS ↑", "KID x1000 ↓", "Precision ↑", "Recall ↑")
+KEYS = {  # our names of the scores -> torch-fidelity's
+    "fid": "frechet_inception_distance",
+    "inception_score": "inception_score_mean",
+    "inception_score_std": "inception_score_std",
+    "kid": "kernel_inception_distance_mean",
+    "kid_std": "kernel_inception_distance_std",
+    "precision": "precision",
+    "recall": "recall",
+}
+COLUMNS = {  # heading -> score, factor, decimal places
+    "FID ↓": ("fid", 1, 2),
+    "IS ↑": ("inception_score", 1, 2),
+    "KID x1000 ↓": ("kid", 1000, 3),
+    "Precision ↑": ("precision", 1, 3),
+    "Recall ↑": ("recall", 1, 3),
+}
 
 
 def compute(
-    generated: Measured, reference: Reference | None
+    generated: Measured, reference: Measured | None
 ) -> tuple[dict[str, float | None], dict, list[str]]:
-    """Scores by name (None: cannot be computed), the settings they have, and what a reader of them should know."""
+    """Returns scores by name (None: not computed), torch-fidelity's settings, and notes for the reader."""
     from torch_fidelity import defaults
     from torch_fidelity.metric_fid import fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    settings, notes = adapted(generated, reference)
-    assert settings.keys() <= defaults.DEFAULTS.keys()  # it ignores a keyword that it does not know
-    scores = dict.fromkeys(
-        ("fid", "inception_score", "inception_score_std", "kid", "kid_std", "precision", "recall")
-    )
+    settings, notes = adapt_settings(generated, reference)
+    # torch-fidelity ignores a keyword that it does not know.
+    assert settings.keys() <= defaults.DEFAULTS.keys()
     found = isc_features_to_metric(
         generated.logits, settings["isc_splits"], settings["samples_shuffle"], settings["rng_seed"]
     )
-    scores |= {
-        "inception_score": found["inception_score_mean"],
-        "inception_score_std": found["inception_score_std"],
-    }
-    if reference is None:
-        return scores, settings, notes
-    ours, theirs = ({"mu": side.mu, "sigma": side.sigma} for side in (generated, reference))
-    scores["fid"] = fid_statistics_to_metric(ours, theirs, False)["frechet_inception_distance"]
-    if settings.get("kid_subset_size"):
-        pair = generated.features, reference.features  # in this order: input1 = generated, input2 = real
-        found = kid_features_to_metric(*pair, **settings, verbose=False)
-        scores |= {
-            "kid": found["kernel_inception_distance_mean"],
-            "kid_std": found["kernel_inception_distance_std"],
-        }
-        if settings.get("prc_neighborhood"):
-            found = prc_features_to_metric(*pair, **settings, verbose=False)
-            scores |= {name: found[name] for name in ("precision", "recall")}
-    return scores, settings, notes
+    if reference is not None:
+        ours, theirs = ({"mu": side.mu, "sigma": side.sigma} for side in (generated, reference))
+        found |= fid_statistics_to_metric(ours, theirs, False)
+        pair = generated.features, reference.features
+        if "kid_subset_size" in settings:
+            found |= kid_features_to_metric(*pair, **settings, verbose=False)
+        if "prc_neighborhood" in settings:
+            found |= prc_features_to_metric(*pair, **settings, verbose=False)
+    return {name: found.get(key) for name, key in KEYS.items()}, settings, notes
 
 
-def adapted(generated: Measured, reference: Reference | None) -> tuple[dict, list[str]]:
-    """SETTINGS as far as there are images for them, and what was changed or cannot be computed, and why."""
+def adapt_settings(generated: Measured, reference: Measured | None) -> tuple[dict, list[str]]:
+    """Returns SETTINGS, changed where there are too few images for them, and a note for each change."""
     settings, notes, count = dict(SETTINGS), [], len(generated.features)
+    not_computed = ()  # prefixes of the settings of scores that cannot be computed
     if count < 2 * settings["isc_splits"]:  # a split of one image has an IS of 1, whatever it shows
         settings["isc_splits"] = 1
-        notes.append(f"IS: of all {count} images, not the mean of 10 splits, for want of images")
-    if reference is None or reference.features is None:
-        why = (
-            "there is no reference"
-            if reference is None
-            else f"{reference.about['path']} holds mu and sigma, no images"
-        )
-        notes.append(f"{'FID, ' if reference is None else ''}KID, precision and recall: not computed, {why}")
-        settings = {name: value for name, value in settings.items() if not name.startswith(("kid", "prc"))}
+        notes.append(f"IS: of all {count} images at once, not the mean of 10 splits, for want of images")
+    if reference is None:
+        not_computed = ("kid", "prc")
+        notes.append("FID, KID, precision and recall: not computed, there is no reference")
+    elif reference.features is None:
+        not_computed = ("kid", "prc")
+        path = reference.about["path"]
+        notes.append(f"KID, precision and recall: not computed, {path} holds mu and sigma, no images")
     else:
         fewest = min(count, len(reference.features))
         if fewest < settings["kid_subset_size"]:
             settings["kid_subset_size"] = fewest
-            notes.append(
-                f"KID: of subsets of {fewest} images, not {SETTINGS['kid_subset_size']}, for want of images"
-            )
+            notes.append(f"KID: of subsets of {fewest} images, not 1000, for want of images")
         if fewest <= settings["prc_neighborhood"]:
-            settings = {name: value for name, value in settings.items() if not name.startswith("prc")}
+            not_computed = ("prc",)
             notes.append(f"precision and recall: not computed, {fewest} images have no third neighbour")
     dim = generated.features.shape[1]
     if reference is not None and min(count, reference.about.get("pictures", count)) <= dim:
         notes.append(
             f"FID: of no more than {dim} images on a side it is far too high and not comparable with others"
         )
-    return settings, notes
+    return {name: x for name, x in settings.items() if not name.startswith(not_computed)}, notes
 
 
 def table(rows: Sequence[tuple[str, dict]], best: int | None = None) -> str:
-    """The paper's table: a line for each (name, scores), the `best` marked."""
+    """The paper's table, with a line for each (name, scores). Line number `best` is marked with a star."""
     cells = [("", *COLUMNS)]
     for number, (name, scores) in enumerate(rows):
-        shown = [
-            _number(scores["fid"], 2),
-            _number(scores["inception_score"], 2, scores["inception_score_std"]),
-            _number(scores["kid"], 3, scores["kid_std"], scale=1000),
-            _number(scores["precision"], 3),
-            _number(scores["recall"], 3),
-        ]
-        cells.append((f"{'* ' if number == best else ''}{name}", *shown))
+        star = "* " if number == best else ""
+        cells.append((f"{star}{name}", *(_cell(scores, *column) for column in COLUMNS.values())))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -118,30 +111,23 @@ def table(rows: Sequence[tuple[str, dict]], best: int | None = None) -> str:
     )
 
 
-def _number(value: float | None, digits: int, spread: float | None = None, scale: float = 1) -> str:
-    if value is None:
-        return "-"
-    return f"{value * scale:.{digits}f}" + (f" ± {spread * scale:.{digits}f}" if spread is not None else "")
-
-
-def show(name: str, result: dict) -> None:
-    """Prints the table of one result and its notes."""
-    for line in [*table([(name, result["scores"])]).splitlines(), *result["notes"]]:
-        print(printable(line))
+def _cell(scores: dict, name: str, factor: float, digits: int) -> str:
+    """A score for the table, with its standard deviation if it has one; "-" if it was not computed."""
+    values = [scores.get(key) for key in (name, f"{name}_std")]
+    return " ± ".join(f"{factor * value:.{digits}f}" for value in values if value is not None) or "-"
 
 
 def write(result: dict, path: Path, events: Path, step: int = 0) -> None:
-    """`result` to the JSON file `path`, its scores and settings to TensorBoard's files in the folder `events`."""
+    """Writes `result` to the JSON file `path`, and its scores for TensorBoard to the folder `events`.
+
+    Raises ValueError, and writes nothing, for a number that is not finite.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
-    text = json.dumps(result, indent=2, default=str, allow_nan=False)
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-        with SummaryWriter(str(events)) as writer:
-            for name, value in result["scores"].items():
-                if value is not None:
-                    writer.add_scalar(f"score/{name}", value, step)
-            writer.add_text("score/settings", f"```\n{text}\n```", step)
-    except OSError as error:
-        raise UserError(f"{path}: the scores could not be written ({error.strerror or error})") from error
+    text = json.dumps(result, indent=2, allow_nan=False)
+    write_json(path, result)
+    with reading(path, "the scores could not be written"), SummaryWriter(str(events)) as writer:
+        for name, value in result["scores"].items():
+            if value is not None:
+                writer.add_scalar(f"score/{name}", value, step)
+        writer.add_text("score/settings", f"```\n{text}\n```", step)

@@ -1,93 +1,64 @@
-"""npz files of unknown origin: what they hold is known before any of it is read, and nothing in them is run."""
+"""Reads npz files of unknown origin: checks headers before data, and never runs code from the file."""
 
 import math
 import struct
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from util.data.source import Mapped
-from util.errors import UserError, one_line
+from util.errors import reading
 
-HARDEST = 100  # times: no image or statistic is compressed further, and a megabyte must not become a gigabyte
-BROKEN = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
+MAX_COMPRESSION = (
+    100  # images and statistics compress less; without a bound a small file could fill the memory
 )
 
 
 class Npz:
-    """The arrays of an npz file. Raises UserError for one that is missing, damaged, hostile or another.
+    """The arrays of an npz file. Raises UserError for one that is damaged, runs code or fills the memory.
 
-    shapes   name -> shape; dtypes  name -> dtype
+    arrays  name -> (dtype, shape), read from the headers alone
     """
 
     def __init__(self, path: Path):
-        if not path.is_file():
-            raise UserError(f"{path}: no such npz file")
-        self.path, self.shapes, self.dtypes, self._places = path, {}, {}, {}
-        try:
-            with zipfile.ZipFile(path) as archive:
-                for info in archive.infolist():
-                    if info.filename.endswith(".npy"):
-                        self._note(archive, info)
-        except BROKEN as error:
-            raise UserError(f"{path}: cannot be read as npz ({one_line(error)}); get it again") from error
+        self.path, self.arrays = path, {}
+        self._offsets: dict[str, int] = {}  # where uncompressed bytes begin in the file
+        with reading(path, "cannot be read as npz", "; get it again"), zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if info.filename.endswith(".npy"):
+                    self._read_header(archive, info)
 
-    def _note(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    def _read_header(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
         name = info.filename.removesuffix(".npy")
         with archive.open(info) as file:
-            version = np.lib.format.read_magic(file)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, by_columns, dtype = read(file)
+            old = np.lib.format.read_magic(file) == (1, 0)
+            read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+            shape, fortran_order, dtype = read(file)
             header = file.tell()
         if dtype.hasobject:
             raise ValueError(f"{name} holds Python objects, which could run code")
         if header + math.prod(shape) * dtype.itemsize != info.file_size:
             raise ValueError(f"{name} says it is {dtype} {shape}, but has {info.file_size - header} bytes")
-        if info.file_size > HARDEST * max(info.compress_size, 64):
+        if info.file_size > MAX_COMPRESSION * max(info.compress_size, 64):
             raise ValueError(
                 f"{name} would be {info.file_size} bytes from {info.compress_size}: a decompression bomb"
             )
-        self.shapes[name], self.dtypes[name] = shape, dtype
-        if info.compress_type == zipfile.ZIP_STORED and not by_columns:
+        self.arrays[name] = dtype, shape
+        if info.compress_type == zipfile.ZIP_STORED and dtype == np.uint8 and not fortran_order:
             with open(self.path, "rb") as file:
                 file.seek(info.header_offset)
                 name_length, extra_length = struct.unpack("<26xHH", file.read(30))
-            self._places[name] = info.header_offset + 30 + name_length + extra_length + header
+            self._offsets[name] = info.header_offset + 30 + name_length + extra_length + header
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.shapes
+    def describe(self, name: str) -> str:
+        """Dtype and shape of an array for a message, or "missing"."""
+        return " ".join(map(str, self.arrays.get(name, ["missing"])))
 
-    def array(self, name: str) -> np.ndarray:
-        try:
+    def array(self, name: str) -> Mapped | np.ndarray:
+        """The array `name`. Uncompressed uint8 arrays stay in the file: their rows are read when used."""
+        with reading(self.path, f"{name} cannot be read", "; get the file again"):
+            if name in self._offsets:
+                return Mapped(str(self.path), self._offsets[name], self.arrays[name][1])
             with np.load(self.path, allow_pickle=False) as file:
                 return file[name]
-        except BROKEN as error:
-            raise UserError(
-                f"{self.path}: {name} cannot be read ({one_line(error)}); get the file again"
-            ) from error
-
-    def rows(self, name: str) -> Mapped | np.ndarray:
-        """An array of bytes: where it lies in the file if it is not compressed, else read."""
-        if name not in self._places or self.dtypes[name] != np.uint8:
-            return self.array(name)
-        try:
-            return Mapped(str(self.path), self._places[name], self.shapes[name])
-        except BROKEN as error:
-            raise UserError(
-                f"{self.path}: {name} cannot be read ({one_line(error)}); get the file again"
-            ) from error

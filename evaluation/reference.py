@@ -1,109 +1,90 @@
-"""What generated images are scored against: ADM's reference batches, any mu and sigma, or statistics of our own making."""
+"""What images are scored against: ADM's batches, mu and sigma, images, or statistics that we have made."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from evaluation.features import NpzImages, crop_name, measure, open_images
-from evaluation.inception import Inception
+from evaluation.features import Measured, Measurer, crop_name
 from evaluation.npz import Npz
-from util.dist import World
-from util.errors import UserError
-from util.files import atomic_write, sha256
+from util.errors import UserError, reading
+from util.files import atomic_write, sha256, write_json
 
-DIM = 2048  # of the pool features
+DIM = 2048  # features of an image
 SAMPLE = 10_000  # images for KID, precision and recall, as in the paper's table
-ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/{0}/VIRTUAL_imagenet{0}_labeled.npz"
-WHERE = f"get {ADM.format(64)} (64 px) or {ADM.format(256)} (256 px), or make one: python -m evaluation.score DATA --make_reference FILE"
+ADM = (
+    "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/{0}"
+    "/VIRTUAL_imagenet{0}_labeled.npz"
+)
+WHERE = (
+    f"get {ADM.format(64)} (64 px) or {ADM.format(256)} (256 px), "
+    "or make one: python -m evaluation.score DATA --make_reference FILE"
+)
 
 
-@dataclass
-class Reference:
-    """mu (D,) and sigma (D, D) float64 of all images; features (M, D) float32 of at most SAMPLE of them, if it has any;
-    about: where it comes from, as metrics.json has it."""
+def open_reference(path: Path, measurer: Measurer, split: str | None = None) -> Measured | None:
+    """Reads a reference npz, or measures images and keeps the features of SAMPLE of them.
 
-    mu: np.ndarray
-    sigma: np.ndarray
-    features: Tensor | None
-    about: dict
+    path   an existing npz file, a folder of images, or, with `split`, a data set
 
-
-def open_reference(
-    path: Path,
-    inception: Inception,
-    world: World,
-    *,
-    size: int | None = None,
-    split: str | None = None,
-    num_workers: int = 0,
-) -> Reference | None:
-    """A reference npz; or a folder or data set, measured now after the ADM crop to `size`. None on all but the first process.
-
-    Raises UserError that says where to get one, or what is wrong with this one.
+    Returns None on all but the first process where images are measured. Raises UserError that says what is
+    wrong with the file, or where to get a good one.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such reference; {WHERE}")
     if path.is_dir():
-        found = measure(
-            open_images(path, split), size, inception, world, keep=SAMPLE, num_workers=num_workers
-        )
-        return found and Reference(found.mu, found.sigma, found.features, {"path": str(path), **found.about})
-    npz = Npz(path)
-    statistics = read_statistics(npz) if "mu" in npz or "sigma" in npz else None
-    about, features = {"path": str(path), "sha256": sha256(path)}, None
-    if "features" in npz:
-        about["made"] = read_note(path, inception, size, about["sha256"])
-        about["pictures"] = about["made"]["pictures"]
-        features = torch.from_numpy(read(npz, "features", (npz.shapes["features"][0], DIM), np.float32))
-    elif "arr_0" in npz:
-        found = measure(NpzImages(npz), size, inception, world, keep=SAMPLE, num_workers=num_workers)
-        if found is None:
+        return measurer.measure(path, split, keep=SAMPLE)
+    npz, digest, found = Npz(path), sha256(path), None
+    names = npz.arrays.keys()
+    if names & {"mu", "sigma", "features"}:
+        mu, sigma = read(npz, "mu", (DIM,), np.float64), read(npz, "sigma", (DIM, DIM), np.float64)
+        found = Measured(mu, sigma, None, None, {"path": str(path), "sha256": digest})
+    elif "arr_0" not in names:
+        listed = ", ".join(names)
+        raise UserError(f"{path}: a reference has mu and sigma, or images as arr_0, but this has {listed}")
+    if "features" in names:
+        note = read_note(path, measurer, digest)
+        found.about |= {"made": note, "pictures": note["pictures"]}
+        count = npz.arrays["features"][1][0]
+        found.features = torch.from_numpy(read(npz, "features", (count, DIM), np.float32))
+    elif "arr_0" in names:
+        measured = measurer.measure(path, keep=SAMPLE)
+        if measured is None:
             return None
-        about |= {"fid_against": "mu and sigma of the file" if statistics else "these images", **found.about}
-        statistics, features = statistics or (found.mu, found.sigma), found.features
-    if statistics is None:
-        raise UserError(
-            f"{path}: a reference has mu and sigma, or images as arr_0, but this has {', '.join(npz.shapes)}"
-        )
-    return Reference(*statistics, features, about)
-
-
-def read_statistics(npz: Npz) -> tuple[np.ndarray, np.ndarray]:
-    return read(npz, "mu", (DIM,), np.float64), read(npz, "sigma", (DIM, DIM), np.float64)
+        against = "these images" if found is None else "mu and sigma of the file"
+        measured.about |= {"sha256": digest, "fid_against": against}
+        if found is not None:
+            measured.mu, measured.sigma = found.mu, found.sigma
+        return measured
+    return found
 
 
 def read(npz: Npz, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """An array of finite numbers of that shape, cast. What torch-fidelity takes must agree in dtype."""
-    found = npz.shapes.get(name)
-    if found != shape or npz.dtypes[name].kind != "f":
-        what = f"is {npz.dtypes[name]} {found}" if found is not None else "is missing"
-        raise UserError(f"{npz.path}: {name} {what}, it must be floats {shape}; {WHERE}")
+    """Reads an array of finite numbers of that shape, as `dtype`: torch-fidelity wants one for both sides."""
+    found, found_shape = npz.arrays.get(name, (None, None))
+    if found_shape != shape or found.kind != "f":
+        raise UserError(f"{npz.path}: {name} is {npz.describe(name)}, it must be floats {shape}; {WHERE}")
     values = npz.array(name).astype(dtype)
     if not np.isfinite(values).all():
         raise UserError(f"{npz.path}: {name} holds numbers that are not finite; get it again")
     return values
 
 
-def read_note(path: Path, inception: Inception, size: int | None, found_sha256: str) -> dict:
-    """The JSON beside a reference of our own making. Raises UserError where its features cannot be compared with ours."""
-    note_path = path.with_suffix(".json")
-    try:
+def read_note(path: Path, measurer: Measurer, digest: str) -> dict:
+    """Reads the JSON file beside a reference that we have made, whose SHA-256 is `digest`.
+
+    Raises UserError where the features of the reference cannot be compared with those of `measurer`.
+    """
+    note_path, size = path.with_suffix(".json"), measurer.size
+    problem = f"the note that belongs to {path.name} is missing or damaged"
+    with reading(note_path, problem, "; make both again"):
         note = json.loads(note_path.read_text(encoding="utf-8"))
-        extractor, crop, of = note["extractor"]["weights_sha256"], note["crop"], note["npz_sha256"]
+        weights, crop, described = note["extractor"]["weights_sha256"], note["crop"], note["npz_sha256"]
         note["pictures"] = int(note["pictures"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{note_path}: the note that belongs to {path.name} is missing or damaged; make both again"
-        ) from error
-    if of != found_sha256:
+    if described != digest:
         raise UserError(f"{path}: is not the file that {note_path.name} describes; make both again")
-    if extractor != inception.about["weights_sha256"]:
+    if weights != measurer.inception.about["weights_sha256"]:
         raise UserError(
-            f"{path}: was made with other Inception weights (sha256 {extractor}); give those or make it again"
+            f"{path}: was made with other Inception weights (sha256 {weights}); give those or make it again"
         )
     if size and crop and crop != crop_name(size):
         raise UserError(
@@ -112,27 +93,22 @@ def read_note(path: Path, inception: Inception, size: int | None, found_sha256: 
     return note
 
 
-def make_reference(
-    data: Path,
-    out: Path,
-    inception: Inception,
-    world: World,
-    *,
-    size: int | None,
-    split: str | None,
-    num_workers: int,
-) -> dict | None:
-    """Writes statistics of `data` to `out` (npz) and what they are of beside it (JSON), which the first process returns."""
-    found = measure(open_images(data, split), size, inception, world, keep=SAMPLE, num_workers=num_workers)
+def make_reference(data: Path, out: Path, measurer: Measurer, split: str | None = None) -> dict | None:
+    """Writes statistics of the images `data` to `out` (npz), and a note on their origin beside it (JSON).
+
+    Returns the note on the first process, None on the others.
+    """
+    found = measurer.measure(data, split, keep=SAMPLE)
     if found is None:
         return None
-    try:
-        with atomic_write(out) as temporary, open(temporary, "wb") as file:
-            np.savez(file, mu=found.mu, sigma=found.sigma, features=found.features.numpy())
-        note = {"made_of": str(data), "split": split, **found.about, "features": len(found.features)}
-        note |= {"extractor": inception.about, "npz_sha256": sha256(out)}
-        with atomic_write(out.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
+    arrays = {"mu": found.mu, "sigma": found.sigma, "features": found.features.numpy()}
+    with reading(out, "cannot be written"), atomic_write(out) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    note = {"made_of": found.about.pop("path"), "split": split, **found.about}
+    note |= {
+        "features": len(found.features),
+        "extractor": measurer.inception.about,
+        "npz_sha256": sha256(out),
+    }
+    write_json(out.with_suffix(".json"), note)
     return note

@@ -1,136 +1,119 @@
-"""Scores images that are there already, or makes the statistics that others are scored against. Needs no model.
+"""Scores existing images, or writes the statistics of images that others are scored against. Needs no model.
 
     python -m evaluation.score IMAGES REFERENCE                              FID, IS, KID, precision, recall
     python -m evaluation.score DATA --split train --make_reference OUT.npz --img_size 64
 
-IMAGES: a folder, or an npz with arr_0 (uint8, N x H x W x 3). REFERENCE: ADM's VIRTUAL_imagenet….npz, an npz with mu and
-sigma, one that --make_reference wrote, or images; without one there is only the IS. Many processes: torchrun
---nproc_per_node=8 -m evaluation.score … . The result goes to IMAGES/metrics.json.
+IMAGES is a folder, or an npz file with arr_0 (uint8, N x H x W x 3). REFERENCE is ADM's
+VIRTUAL_imagenet….npz, an npz file with mu and sigma, one that --make_reference wrote, or images; without a
+reference only IS is computed. The result goes to IMAGES/metrics.json.
+On several processes: torchrun --nproc_per_node=8 -m evaluation.score … .
 """
 
 import argparse
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from evaluation import metrics
-from evaluation.features import measure, open_images
+from evaluation.features import Measured, Measurer
+from evaluation.gallery import MANIFEST
 from evaluation.inception import Inception
 from evaluation.reference import WHERE, make_reference, open_reference
 from util import dist
 from util.dist import World
-from util.errors import UserError
+from util.errors import UserError, reading
 from util.flags import Parser, provenance
+from util.meters import printable
 
-MANIFEST = "manifest.json"  # what wrote a folder of images says of itself
 
-
+@dataclass(frozen=True)
 class Scorer:
-    """The network and the reference, loaded once, so that what is missing is said before hours of drawing."""
+    """Scores folders or npz files of images.
 
-    def __init__(
-        self, reference: Path | None, inception_weights: str | Path | None, *, size: int | None, device: torch.device,
-        world: World, num_workers: int, split: str | None = None,
-    ):  # fmt: skip
-        if reference is not None and not reference.exists():
-            raise UserError(f"{reference}: no such reference; {WHERE}")
-        self.size, self.world, self.num_workers = size, world, num_workers
-        self.inception = Inception(inception_weights, device)
-        self.reference = None
-        if reference is not None:
-            self.reference = open_reference(
-                reference, self.inception, world, size=size, split=split, num_workers=num_workers
-            )
+    reference  None where there is none, then only IS is computed; it may be None on all but the first process
+    """
 
-    def score(self, images: Path, args: argparse.Namespace) -> dict:
-        """Scores and all they depend on, as metrics.json has them; on every process."""
-        found = measure(
-            open_images(images), self.size, self.inception, self.world, num_workers=self.num_workers
-        )
-        result = None
+    measurer: Measurer
+    reference: Measured | None
+
+    def publish(
+        self, images: Path, path: Path, events: Path, run: dict, step: int = 0
+    ) -> dict[str, float | None]:
+        """Scores `images`, prints and writes the result, and returns the scores by name on every process.
+
+        path    JSON file for the scores and all that they depend on
+        events  a folder of its own for TensorBoard, which reads only the newest file of a folder: beside the
+                training's log, the scores would hide its curves
+        run     settings, versions and commit of this run (util.flags.provenance)
+        step    of the training, for TensorBoard
+        """
+        found = self.measurer.measure(images)
+        scores = None
         if found is not None:
             scores, settings, notes = metrics.compute(found, self.reference)
             result = {
                 "scores": scores,
                 "notes": notes,
                 "score_settings": settings,
-                "generated": {"path": str(images), **found.about},
-                "reference": self.reference and self.reference.about,
-                "extractor": self.inception.about,
+                "generated": found.about,
+                "reference": None if self.reference is None else self.reference.about,
+                "extractor": self.measurer.inception.about,
                 "generation": read_manifest(images / MANIFEST),
-                "run": provenance(args),
+                "run": run,
             }
-        return dist.gather(result)[0]
-
-    def publish(
-        self, images: Path, args: argparse.Namespace, folder: Path, path: Path | None = None, step: int = 0
-    ) -> dict[str, float | None]:
-        """Scores by name; also on the terminal, in `path` (default: metrics.json with the images), and, as those of that
-        `step` of training, in `folder`/scores for TensorBoard."""
-        result = self.score(images, args)
-        if self.world.is_main:
-            # In a folder of their own: TensorBoard follows only the newest file of a folder, and would lose the training's.
-            metrics.write(result, path or images / "metrics.json", folder / "scores", step)
-            metrics.show(str(images), result)
-        return result["scores"]
+            metrics.write(result, path, events, step)
+            print(printable("\n".join([metrics.table([(str(images), scores)]), *notes])))
+        return dist.gather(scores)[0]
 
 
 def scorer_of_flags(args: argparse.Namespace, device: torch.device, world: World) -> Scorer | None:
-    """What main_fractalgen's flags say, or None where they name no reference."""
+    """Loads the scorer that main_fractalgen's flags ask for; None if they name no reference and no sweep.
+
+    Raises UserError where a file is missing: now, and not after hours of drawing.
+    """
     default = Path("fid_stats") / f"adm_in{args.img_size}_stats.npz"  # where the published code looks
-    reference = Path(args.fid_stats) if args.fid_stats else default if default.exists() else None
-    if reference is None and not args.sweep:
+    path = Path(args.fid_stats) if args.fid_stats else default
+    if args.fid_stats and not path.exists():
+        raise UserError(f"{path}: no such reference; {WHERE}")
+    if not path.exists() and not args.sweep:
         return None
-    return Scorer(
-        reference,
-        args.inception_weights,
-        size=args.img_size,
-        device=device,
-        world=world,
-        num_workers=args.num_workers,
-    )
+    measurer = Measurer(Inception(args.inception_weights, device), world, args.img_size, args.num_workers)
+    return Scorer(measurer, open_reference(path, measurer) if path.exists() else None)
 
 
 def read_manifest(path: Path) -> dict | None:
+    """What the program that wrote a folder of images says of them; None where it says nothing."""
     if not path.is_file():
         return None
-    try:
+    with reading(path, "cannot be read as JSON", "; remove it if these images shall be scored without it"):
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read as JSON; remove it if these images shall be scored without it"
-        ) from error
 
 
-def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Parser]:
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(
         "evaluation.score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("images", type=Path)
-    parser.add_argument("reference", type=Path, nargs="?")
-    parser.add_argument(
-        "--make_reference", type=Path, metavar="OUT.npz", help="write statistics of the images instead"
-    )
-    parser.add_argument(
-        "--img_size", type=int, help="ADM crop of all images; default: as they are, all of one size"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("images")
+    add("reference", nargs="?")
+    add("--make_reference", metavar="OUT.npz", help="write statistics of the images instead of scores")
+    add("--img_size", type=int, help="ADM crop of all images; default: no crop, all images have one size")
+    add(
         "--split",
         choices=("train", "val"),
-        help="REFERENCE, or DATA to make one of, is a data set as --data_path takes",
+        help="REFERENCE, or DATA to make one of, is a data set as for --data_path; use this split",
     )
-    parser.add_argument(
-        "--inception_weights", metavar="FILE", help="default: fetched once by torch-fidelity's address"
-    )
-    parser.add_argument("--metrics", type=Path, metavar="FILE", help="default: IMAGES/metrics.json")
-    parser.add_argument("--device", help="default: the accelerator that torch finds, else cpu")
-    parser.add_argument("--num_workers", type=int, default=min(10, os.cpu_count()), help="of each process")
+    add("--inception_weights", metavar="FILE", help="default: torch-fidelity's weights, downloaded once")
+    add("--metrics", metavar="FILE", help="where the result goes; default: IMAGES/metrics.json")
+    add("--device", help="default: the accelerator that torch finds, else cpu")
+    add("--num_workers", type=int, default=min(10, os.cpu_count()), help="data workers of each process")
     args = parser.parse_args(argv)
     if args.make_reference and (args.reference or args.metrics):
         parser.error("--make_reference takes DATA alone: no REFERENCE, no --metrics")
-    if args.make_reference and args.make_reference.suffix != ".npz":
+    if args.make_reference and not args.make_reference.endswith(".npz"):
         parser.error(f"--make_reference {args.make_reference}: the name must end in .npz")
     if args.split and not (args.reference or args.make_reference):
         parser.error(
@@ -138,11 +121,10 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, Parser]:
         )
     if args.num_workers < 0 or (args.img_size is not None and args.img_size < 1):
         parser.error(f"--num_workers {args.num_workers} must be at least 0, --img_size at least 1")
-    return args, parser
-
-
-def main(argv: list[str] | None = None) -> None:
-    args, parser = parse(argv)
+    if not Path(args.images).exists():
+        parser.error(f"{args.images}: no such folder of images or npz file")
+    if args.reference and not Path(args.reference).exists():
+        parser.error(f"{args.reference}: no such reference; {WHERE}")
     with parser.one_line_errors():
         run(args)
     dist.disconnect()
@@ -151,28 +133,19 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     world = dist.from_environment()
     device = dist.pick_device(args.device, world)
-    images = args.images
-    if not images.exists():
-        raise UserError(f"{images}: no such folder of images or npz file")
+    images = Path(args.images)
     dist.connect(world, device)
+    measurer = Measurer(Inception(args.inception_weights, device), world, args.img_size, args.num_workers)
     if args.make_reference:
-        note = make_reference(
-            images, args.make_reference, Inception(args.inception_weights, device), world,
-            size=args.img_size, split=args.split, num_workers=args.num_workers,
-        )  # fmt: skip
-        if world.is_main:
-            print(
-                f"{args.make_reference}: mu and sigma of {note['pictures']} images, features of {note['features']}"
-            )
+        note = make_reference(images, Path(args.make_reference), measurer, args.split)
+        if note is not None:
+            count, kept = note["pictures"], note["features"]
+            print(f"{args.make_reference}: mu and sigma of {count} images, features of {kept}")
         return
-    scorer = Scorer(
-        args.reference, args.inception_weights, size=args.img_size, device=device, world=world,
-        num_workers=args.num_workers, split=args.split,
-    )  # fmt: skip
-    path = args.metrics or (
-        images / "metrics.json" if images.is_dir() else images.with_suffix(".metrics.json")
-    )
-    scorer.publish(images, args, path.parent, path)
+    reference = open_reference(Path(args.reference), measurer, args.split) if args.reference else None
+    beside = images / "metrics.json" if images.is_dir() else images.with_suffix(".metrics.json")
+    path = Path(args.metrics) if args.metrics else beside
+    Scorer(measurer, reference).publish(images, path, path.parent / "scores", provenance(args))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,145 @@
+"""Generates numbered images for evaluation; `--evaluate_gen` runs this (paper, 5.2)."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from evaluation.gallery import Gallery
+from evaluation.score import Scorer
+from models.fractalgen import FractalGen
+from models.sampling.generate import is_out_of_memory
+from models.sampling.options import SamplingOptions
+from util import dist
+from util.checkpoint import fingerprint
+from util.dist import World
+from util.errors import UserError
+from util.meters import PeakMemory
+from util.pixels import to_pil
+
+# arguments of a model, and sampling options, that decide no image
+OF_TRAINING = ("label_drop_prob", "attn_dropout", "proj_dropout", "r_weight", "grad_checkpointing")
+OF_COMPUTING = ("chunk", "compiled", "watch_levels")
+
+
+@torch.no_grad()
+def evaluate(
+    model: FractalGen,
+    folder: Path,
+    options: SamplingOptions,
+    *,
+    num_images: int,
+    batch_size: int,
+    seed: int,
+    autocast: AbstractContextManager,
+    world: World,
+    classes: Sequence[int] | None = None,
+    scorer: Scorer | None = None,
+    run: dict | None = None,
+    step: int = 0,
+    progress_bar: bool = True,
+    say: Callable[[str], None] = print,
+) -> dict[str, float | None]:
+    """Writes `folder`/00000.png, 00001.png, …, `num_images` of them; images that are there are not sampled
+    again.
+
+    Image i depends only on (weights, options, seed, i), whichever process or job samples it
+    (evaluation/gallery.py).
+
+    classes  the same number of images of each, in this order; default: all
+    scorer   scores the images, in `folder`/metrics.json and beside the folder for TensorBoard
+    run      settings, versions and commit of this run (util.flags.provenance), for manifest and scores
+    step     of the training, for the scores
+    say      called with a line where memory ran out, which says what was done about it
+
+    Returns the number of images, how many of them this job sampled, its seconds an image, the largest memory
+    of a process, and the scores. Raises UserError where the folder was begun with other weights or settings.
+    """
+    classes = list(range(model.class_num)) if classes is None else classes
+    of_each = classes or [0]
+    labels = [of_each[i * len(of_each) // num_images] for i in range(num_images)]
+    arguments = {**model.arguments, **asdict(options)}
+    decisive = {key: arguments[key] for key in arguments if key not in OF_TRAINING + OF_COMPUTING}
+    device = model.fake_latent.device
+    with autocast:
+        autocasts = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+        precision = torch.get_autocast_dtype(device.type) if autocasts else model.generator.dtype
+    decisive |= {"precision": str(precision), "seed": seed, "classes": classes}
+    decisive |= {"weights_sha256": fingerprint(model.state_dict())}
+    notes = {"chunk": options.chunk, "compiled": options.compiled, "begun_by": run}
+    unit = min(batch_size, -(-num_images // world.size))
+    gallery = Gallery(folder, num_images, decisive, notes, unit)
+    drawer = Drawer(model, labels, options, seed, autocast, say)
+    began, peak = time.perf_counter(), PeakMemory(device)
+    shown = None if progress_bar and world.is_main else True  # None: a bar only on a terminal
+    there = num_images - len(gallery.missing(range(num_images)))
+    with tqdm(total=num_images, initial=there, desc="images", unit="image", disable=shown) as bar:
+        watch = lambda there: bar.update(there - bar.n)  # noqa: E731
+        drawn = gallery.fill(drawer, batch_size, world.rank / world.size, watch)
+    dist.barrier()
+    gallery.close()
+    drawn, elapsed = sum(dist.gather(drawn)), time.perf_counter() - began
+    figures = {
+        "num_images": num_images,
+        "num_drawn": drawn,
+        "secs_per_image": elapsed / drawn if drawn else None,
+        "peak_gib": max(dist.gather(peak.gib())),
+    }
+    if scorer is not None:
+        path, events = folder / "metrics.json", folder.parent / "scores"
+        figures |= scorer.publish(folder, path, events, run, step)
+    return figures
+
+
+class Drawer:
+    """Samples images by their numbers. Where memory runs out, it halves --chunk from then on."""
+
+    def __init__(self, model, labels: Sequence[int], options: SamplingOptions, seed: int, autocast, say):
+        self.model, self.labels, self.options, self.seed = model, labels, options, seed
+        self.autocast, self.say = autocast, say
+
+    def __call__(self, indices: Sequence[int]) -> list[Image.Image]:
+        while True:
+            try:
+                labels = [self.labels[i] for i in indices]
+                return draw(self.model, labels, indices, self.options, self.seed, self.autocast)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            chunk = self.options.chunk or 2 * len(indices)
+            if chunk == 1:
+                raise UserError(
+                    f"out of memory drawing {len(indices)} images, even with --chunk 1; "
+                    "give a smaller --gen_bsz"
+                )
+            self.options = replace(self.options, chunk=chunk // 2)
+            self.say(f"out of memory: from now on with --chunk {chunk // 2}")
+            if self.model.fake_latent.device.type != "cpu":
+                torch.accelerator.empty_cache()
+
+
+def draw(
+    model: FractalGen,
+    labels: Sequence[int],
+    indices: Sequence[int],
+    options: SamplingOptions,
+    seed: int,
+    autocast: AbstractContextManager,
+) -> list[Image.Image]:
+    """RGB images number `indices` of `seed` for class `labels`; without classes unconditional ones."""
+    with autocast:
+        images = model.generate(
+            labels if model.class_num else None,
+            num_images=len(indices),
+            seed=seed,
+            indices=indices,
+            output_type="pt",
+            progress_bar=False,
+            **asdict(options),
+        )
+    return to_pil(images)
