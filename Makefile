@@ -1,6 +1,6 @@
-# make demo   install, then train on real scans and draw digits       (RETRAIN=1 trains again)
-# make test   install, lint, run all tests                       (JOBS=8 processes instead of 2)
-# make bench  install, measure against the slow twin     (BENCH="sampling --model fractalmar_in64", see tests/bench.py --help)
+# make demo   install, train on real scans of digits and draw new ones   (RETRAIN=1 trains again)
+# make test   install, lint, run all tests                               (JOBS=8 processes instead of 2)
+# make bench  install, measure against the reference implementation  (BENCH="sampling --model fractalmar_in64")
 PYTHON ?= python3
 VENV := .venv
 JOBS ?= 2

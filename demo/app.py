@@ -1,23 +1,22 @@
-"""A page to generate, edit, look inside and read likelihoods, for any model.
+"""A web page to generate and edit images, look inside the model, and compute likelihoods.
 
     pip install -e '.[app]'
     python demo/app.py [--model demo/emoji_model]     # then open http://127.0.0.1:7860
 
---model is a folder that save_pretrained wrote, an id on the Hugging Face hub, or a published model's name, whose weights
-are fetched. Only this machine can open the page unless --host says otherwise.
+Only this machine can open the page, unless --host is given.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT, ROOT / "demo"):
-    sys.path.insert(0, str(folder))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # in case the package is not installed
 
-from models.hub import zoo  # noqa: E402  needs the path above when the package is not installed
-from util.errors import UserError  # noqa: E402
-from util.flags import Parser  # noqa: E402
+from common import add_model_flags, make_parser
+
+from models.hub.zoo import load
+from util.errors import UserError
+from util.flags import Parser
 
 CSS = """
 .figures {display: flex; flex-wrap: wrap; gap: 12px; margin: 8px 0}
@@ -39,53 +38,54 @@ CSS = """
 """
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = Parser("demo/app.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def get_parser() -> Parser:
+    parser = make_parser("app.py", __doc__)
+    add_model_flags(parser)
     parser.add_argument(
-        "--model", default=str(zoo.BUNDLED), help="default: the bundled model, demo/emoji_model"
+        "--host", default="127.0.0.1", help="with 0.0.0.0, other machines can open the page too"
     )
-    parser.add_argument("--device", help="default: the accelerator that torch finds, else cpu")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: other machines can open the page too")
     parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--max_batch", type=int, default=16, help="most images drawn together")
+    parser.add_argument("--max_batch", type=int, default=16, help="largest number of images drawn together")
     parser.add_argument(
-        "--chunk", type=int, help="at most so many patches of a deeper level together, for less memory"
+        "--chunk", type=int, help="patches of a deeper level drawn together; fewer need less memory"
     )
-    parser.add_argument("--max_queue", type=int, default=16, help="most requests that wait")
-    parser.add_argument("--max_upload", default="8mb", help="largest file")
+    parser.add_argument("--max_queue", type=int, default=16, help="largest number of requests that wait")
+    parser.add_argument("--max_upload", default="8mb", help="size of the largest file that can be uploaded")
     return parser
 
 
 def build(model, max_batch: int, chunk: int | None = None):
-    """The page, a gradio.Blocks, not launched."""
+    """Returns the page, a gradio.Blocks that is not launched yet."""
     import app_logic
     import gradio as gr
-    from app_page import Page, spoken
+    from app_page import Page, show_errors
     from app_tabs import TABS
 
     with gr.Blocks(title="FractalGen", analytics_enabled=False, delete_cache=(3600, 7200)) as blocks:
         page = Page(model, max_batch, chunk)
         gr.Markdown("# FractalGen\nA generative model inside a generative model, down to the pixel.")
         with gr.Row():
-            thumb = gr.HTML("<i>No image yet: generate or upload one.</i>", elem_id="thumb")
+            thumbnail = gr.HTML("<i>No image yet: generate or upload one.</i>", elem_id="thumb")
             file = gr.UploadButton(
                 "Upload an image", file_types=["image"], size="sm", elem_id="upload", scale=0, min_width=160
             )
-            keep = gr.DownloadButton("Save this one", interactive=False, size="sm", scale=0, min_width=160)
+            keep = gr.DownloadButton("Save this image", interactive=False, size="sm", scale=0, min_width=160)
         for name, tab in TABS.items():
             with gr.Tab(name):
                 tab(page)
         page.show_history()
 
-        @spoken
-        def uploaded(path):
-            one, done = app_logic.upload(path, page.side)
-            gr.Info(f"{one.caption}: {done}")
-            return one
+        @show_errors
+        def upload(path):
+            chosen, change = app_logic.upload(path, page.side)
+            gr.Info(f"{chosen.caption}: {change}")
+            return chosen
 
-        file.upload(uploaded, file, page.chosen)
+        file.upload(upload, file, page.chosen)
         page.chosen.change(
-            lambda one: (app_logic.thumbnail(one), page.download([one.image])), page.chosen, [thumb, keep]
+            lambda chosen: (app_logic.thumbnail(chosen), page.download([chosen.image])),
+            page.chosen,
+            [thumbnail, keep],
         )
     return blocks
 
@@ -98,23 +98,29 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def launch(args: argparse.Namespace, wait: bool = True):
-    """Serves the page; returns its gradio.Blocks where it is not to `wait`."""
+    """Serves the page. Returns its gradio.Blocks, at once unless `wait`."""
     try:
         import gradio as gr
     except ImportError as error:
         raise UserError("the page needs Gradio: pip install -e '.[app]'") from error
     if min(args.max_batch, args.max_queue, args.chunk or 1) < 1:
         raise UserError("--max_batch, --max_queue and --chunk must be at least 1")
-    blocks = build(zoo.load(args.model, args.device), args.max_batch, args.chunk)
-    theme = gr.themes.Default(
-        font=["system-ui", "sans-serif"], font_mono=["monospace"]
-    )  # none from the network
+    blocks = build(load(args.model, args.device), args.max_batch, args.chunk)
+    # Fonts of the browser, so that none is fetched from the network.
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     blocks.queue(max_size=args.max_queue, default_concurrency_limit=4)
     try:
         blocks.launch(
-            server_name=args.host, server_port=args.port, max_file_size=args.max_upload, theme=theme, css=CSS,
-            prevent_thread_lock=not wait, footer_links=[], ssr_mode=False, share=False,
-        )  # fmt: skip
+            server_name=args.host,
+            server_port=args.port,
+            max_file_size=args.max_upload,
+            theme=theme,
+            css=CSS,
+            prevent_thread_lock=not wait,
+            footer_links=[],
+            ssr_mode=False,
+            share=False,
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"{args.host}:{args.port}: the page cannot be served ({error})") from error
     return blocks

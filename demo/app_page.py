@@ -1,9 +1,9 @@
-"""What the page's tabs share: settings, the chosen image, live drawing, errors as messages."""
+"""What the page's tabs share: settings, the chosen image, live drawing, and errors as messages."""
 
 import inspect
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from uuid import uuid4
@@ -11,75 +11,100 @@ from uuid import uuid4
 import app_logic as logic
 import gradio as gr
 from app_logic import Chosen
+from PIL import Image
 
 from models.hub.classes import class_title
 from models.sampling.generate import is_out_of_memory
 from util.errors import one_line
 
-HEAVY = dict(concurrency_id="model", concurrency_limit=1)  # one drawing at a time
-HISTORY, KEPT, PAUSE = 24, 64, 0.15  # images, downloads; seconds between two canvases
+ONE_AT_A_TIME = dict(concurrency_id="model", concurrency_limit=1)  # for events that use the model
+MAX_HISTORY, MAX_DOWNLOADS = 24, 64  # images that are kept
+PAUSE = 0.15  # seconds between two views of a growing canvas
 
 
-def spoken(function: Callable) -> Callable:
-    """Errors of users, and of too little memory, as messages on the page."""
+def show_errors(function: Callable) -> Callable:
+    """Wraps a handler of the page so that users' errors and a lack of memory become messages on it."""
 
     kinds = (ValueError, RuntimeError, MemoryError)
 
-    def say(error: Exception) -> Exception:
+    def to_message(error: Exception) -> Exception:
         if isinstance(error, ValueError):
-            return gr.Error(
-                one_line(error) if len(str(error)) > 400 else str(error), title="That does not work"
-            )
+            text = one_line(error) if len(str(error)) > 400 else str(error)
+            return gr.Error(text, title="That does not work")
         if is_out_of_memory(error):
-            return gr.Error(
-                "not enough memory for that: fewer images may fit, or a smaller --chunk", title="Too much"
-            )
+            text = "not enough memory for that: fewer images may fit, or a smaller --chunk"
+            return gr.Error(text, title="Too much")
         return error
 
     @wraps(function)
-    def streaming(*arguments):
+    def generator(*arguments):
         try:
             yield from function(*arguments)
         except kinds as error:
-            raise say(error) from None
+            raise to_message(error) from None
 
     @wraps(function)
     def plain(*arguments):
         try:
             return function(*arguments)
         except kinds as error:
-            raise say(error) from None
+            raise to_message(error) from None
 
-    return streaming if inspect.isgeneratorfunction(function) else plain
+    return generator if inspect.isgeneratorfunction(function) else plain
 
 
 class Page:
-    """What the tabs share: the model, and the chosen image that they work on."""
+    """The state that the tabs share: the model, the chosen image, the history of images.
+
+    chosen, history, session, pressed  Gradio's states of one visitor: the `Chosen` image, the images drawn so
+                                       far, the visitor's id, and when a button was last pressed
+    request                            the last three, which `stream` needs
+    """
 
     def __init__(self, model, max_batch: int, chunk: int | None):
-        """To be called inside gradio.Blocks."""
+        """Creates the states. Must be called inside gradio.Blocks."""
         self.model, self.max_batch, self.chunk, self.side = model, max_batch, chunk, model.img_size_list[0]
         self.chosen, self.history, self.session = gr.State(), gr.State([]), gr.State(lambda: uuid4().hex)
-        self.pressed = gr.State(0.0)  # when
-        self.stopped: dict[
-            str, float
-        ] = {}  # sessions, when; Gradio's own cancelling leaves the thread at work
+        self.pressed = gr.State(0.0)
+        self.request = [self.history, self.session, self.pressed]
+        # When each session last pressed Stop. Gradio's own cancelling would leave the thread at work.
+        self.stopped: dict[str, float] = {}
         self.gallery = gr.Gallery(
-            format="png", columns=8, height=None, interactive=False, show_label=False, allow_preview=False, render=False,
-            buttons=[], elem_id="history",
-        )  # fmt: skip
+            format="png",
+            columns=8,
+            height=None,
+            interactive=False,
+            show_label=False,
+            allow_preview=False,
+            render=False,
+            buttons=[],
+            elem_id="history",
+        )
         names = [(class_title(label, model.class_names), label) for label in range(model.class_num)]
         self.classes = [("(no class)", -1), *names]
-        self.asked = [self.history, self.session, self.pressed]
         self.folder, self.downloads = tempfile.TemporaryDirectory(prefix="fractalgen-"), 0
 
-    def class_menu(self, label: str, value: int) -> gr.Dropdown:
-        return gr.Dropdown(
-            self.classes, value=min(value, self.model.class_num - 1), label=label, filterable=True
+    def class_menu(self, title: str, value: int) -> gr.Dropdown:
+        value = min(value, self.model.class_num - 1)
+        return gr.Dropdown(self.classes, value=value, label=title, filterable=True)
+
+    def follow_class(self, menu: gr.Dropdown) -> None:
+        """Makes a class menu show the class of each image that is chosen."""
+
+        def label_of(chosen: Chosen | None) -> int:
+            return -1 if chosen is None or chosen.label is None else chosen.label
+
+        self.chosen.change(label_of, self.chosen, menu)
+
+    def follow_image(self, component) -> None:
+        """Makes a component show each image that is chosen, enlarged."""
+        self.chosen.change(
+            lambda chosen: logic.enlarge(chosen.image, 512) if chosen else None, self.chosen, component
         )
 
-    def label(self, said) -> int | None:
-        return logic.to_label(said, self.model.class_num)
+    def label(self, value) -> int | None:
+        """Returns the label that a class menu's value stands for."""
+        return logic.to_label(value, self.model.class_num)
 
     def title(self, label: int | None) -> str:
         return "no class" if label is None else class_title(label, self.model.class_names)
@@ -91,7 +116,7 @@ class Page:
         )
 
     def settings(self) -> list:
-        """Components of the settings: seed, guidance, temperature, steps of each level."""
+        """Adds the components of the settings: seed, guidance, temperature, and each level's steps."""
         defaults = self.model.sampling_defaults
         seed = gr.Number(0, label="Seed", precision=0, minimum=0)
         guidance = gr.Slider(
@@ -99,7 +124,8 @@ class Page:
         )
         with gr.Accordion("Temperature, steps per level", open=False):
             gr.Markdown(
-                "A higher temperature is sharper; an AR level takes one step a patch whatever it says."
+                "A higher temperature is sharper. "
+                "An AR level always takes one step per patch, so its steps have no effect."
             )
             temperature = gr.Slider(0.5, 2, defaults.temperature, step=0.01, label="Temperature")
             steps = [
@@ -111,58 +137,69 @@ class Page:
         return [seed, guidance, temperature, *steps]
 
     def options(self, seed, guidance, temperature, steps, label: int | None) -> dict:
+        """Returns the values of `settings` as options of `model.generate`."""
         return logic.check_settings(
             self.model, seed, guidance, temperature, steps, label is not None, self.chunk
         )
 
-    def when_pressed(self, button: gr.Button, draw: Callable, inputs: list, outputs: list) -> None:
-        """draw(*inputs, *asked) once the model is free; Stop ends what was asked for before it, also while it waits."""
-        asked = button.click(time.monotonic, None, self.pressed, queue=False, show_progress="hidden")
-        asked.then(draw, [*inputs, *self.asked], outputs, **HEAVY, show_progress="hidden")
+    def on_press(self, button: gr.Button, draw: Callable, inputs: list, outputs: list) -> None:
+        """Calls draw(*inputs, *request) after the button is pressed, as soon as the model is free.
+
+        Stop ends what was pressed before it, even if that still waits for the model.
+        """
+        pressed = button.click(time.monotonic, None, self.pressed, queue=False, show_progress="hidden")
+        inputs = [*inputs, *self.request]
+        pressed.then(draw, inputs, outputs, **ONE_AT_A_TIME, show_progress="hidden")
 
     def stream(
         self,
-        drawing,
+        events: Iterator[tuple],
         caption: str,
         label: int | None,
         settings: dict,
-        asked,
+        request: Sequence,
         index: int = 0,
         generated: bool = False,
-    ):
-        """Events of `logic.watch` -> values of (live, gallery, download, history), live ones while it grows."""
-        history, session, pressed = asked
+    ) -> Iterator[tuple]:
+        """Yields values of the components of `result` while images are drawn, and at the end the images.
+
+        events                              those of `live.watch`
+        request                             the values of `self.request`
+        label, settings, index, generated   see `Chosen`
+        """
+        history, session, pressed = request
         shown = -1.0
-        for kind, told in drawing:
+        for kind, value in events:
             if self.stopped.get(session, 0.0) > pressed:
-                drawing.close()
+                events.close()
                 yield "<p>Stopped.</p>", gr.skip(), gr.skip(), gr.skip()
                 return
             if kind == "step" and time.monotonic() - shown >= PAUSE:
                 shown = time.monotonic()
-                yield logic.canvas(*told), gr.skip(), gr.skip(), gr.skip()
+                yield logic.canvas(*value), gr.skip(), gr.skip(), gr.skip()
+        images = value  # of the last event
+        caption = f"{caption}, seed {settings['seed']}, image"
         drawn = [
-            Chosen(
-                image,
-                f"{caption}, seed {settings['seed']}, image {number}",
-                label,
-                number,
-                settings,
-                generated,
-            )
-            for number, image in enumerate(told, index)
+            Chosen(image, f"{caption} {number}", label, number, settings, generated)
+            for number, image in enumerate(images, index)
         ]
-        shown = logic.figures([logic.figure(one.image, one.caption) for one in drawn], small=len(told) > 2)
-        history = [*drawn, *history][:HISTORY]
-        yield shown, [one.image for one in history], self.download(told), history
+        figures = [logic.figure(one.image, one.caption) for one in drawn]
+        history = [*drawn, *history][:MAX_HISTORY]
+        yield (
+            logic.figures(figures, small=len(images) > 2),
+            [one.image for one in history],
+            self.download(images),
+            history,
+        )
 
-    def download(self, images: list) -> gr.DownloadButton:
-        self.downloads = (self.downloads + 1) % KEPT
+    def download(self, images: list[Image.Image]) -> gr.DownloadButton:
+        """Writes the images to a file and returns a button that downloads it."""
+        self.downloads = (self.downloads + 1) % MAX_DOWNLOADS
         path = logic.save_download(images, Path(self.folder.name) / str(self.downloads))
         return gr.DownloadButton(value=path, interactive=True)
 
     def result(self) -> list:
-        """Where drawings appear: the canvas, the download, the history."""
+        """Adds and returns the components that show what is drawn: canvas, gallery, download and history."""
         live = gr.HTML(elem_classes="live")
         return [live, self.gallery, gr.DownloadButton("Download PNG", interactive=False), self.history]
 
@@ -173,7 +210,7 @@ class Page:
         gr.Button("Stop").click(stop, self.session, None, queue=False)
 
     def show_history(self) -> None:
-        """The gallery of what was drawn, newest first; a click chooses."""
+        """Adds the gallery of the images that were drawn, the newest first. A click on one chooses it."""
         with gr.Column():
             gr.Markdown("**History.** Click on an image to work on it.")
             self.gallery.render()

@@ -1,11 +1,16 @@
-"""The page's four tabs: components, and what happens when they are used. What is done is in app_logic.py."""
+"""The page's four tabs: their components, and what happens when they are used. app_logic.py does the work."""
+
+from types import SimpleNamespace
 
 import app_logic as logic
 import gradio as gr
-from app_page import HEAVY, Page, spoken
+from app_page import ONE_AT_A_TIME, Page, show_errors
 from PIL import Image
 
-COMPARED = 20  # classes at most
+from util.errors import UserError
+
+MAX_COMPARED = 20  # classes
+MAX_ORDERS = 8
 
 
 def build_generate(page: Page) -> None:
@@ -20,87 +25,141 @@ def build_generate(page: Page) -> None:
         with gr.Column(scale=2):
             result = page.result()
 
-    @spoken
-    def generate(said, number, seed, guidance, temperature, *rest):
-        steps, asked = rest[:-3], rest[-3:]
-        label = page.label(said)
+    @show_errors
+    def generate(class_value, number, *rest):
+        (seed, guidance, temperature, *steps), request = rest[:-3], rest[-3:]
+        label = page.label(class_value)
         options = page.options(seed, guidance, temperature, steps, label)
         number = logic.check_number(number, 1, page.max_batch, "the number of images")
-        drawing = logic.draw(page.model, label, number, options)
-        for shown in page.stream(drawing, page.title(label), label, options, asked, generated=True):
+        events = logic.draw(page.model, label, number, options)
+        for shown in page.stream(events, page.title(label), label, options, request, generated=True):
             history = shown[-1]
             yield *shown, history[0] if isinstance(history, list) else gr.skip()
 
-    page.when_pressed(run, generate, [menu, number, *settings], [*result, page.chosen])
+    page.on_press(run, generate, [menu, number, *settings], [*result, page.chosen])
 
 
 def build_edit(page: Page) -> None:
+    max_results = min(logic.MAX_RESULTS, page.max_batch)
     with gr.Row():
         with gr.Column(scale=1):
-            editor = gr.ImageEditor(
-                label="Paint here", format="png", type="numpy", sources=(), transforms=(), layers=False, canvas_size=(512, 512),
-                brush=gr.Brush(default_size=48, colors=["#ff2d95"], color_mode="fixed"), buttons=[], elem_id="editor",
-            )  # fmt: skip
-            mode = gr.Radio(
-                [logic.REPAINT, logic.KEEP, logic.OTHER_CLASS],
-                value=logic.REPAINT,
-                label="What is painted or boxed",
-            )
-            by_box = gr.Checkbox(False, label="A box instead of the brush")
-            quarter = page.side // 4
-            with gr.Row(visible=False) as row:
-                numbers = (("x", quarter), ("y", quarter), ("width", 2 * quarter), ("height", 2 * quarter))
-                box = [gr.Number(value, label=name, precision=0, min_width=60) for name, value in numbers]
-            by_box.change(lambda on: gr.Row(visible=on), by_box, row)
+            editor, mode, by_box, box = region_components(page)
         with gr.Column(scale=1):
             menu = page.class_menu("Class to draw", 0)
-            number = gr.Slider(
-                1, min(logic.MAX_RESULTS, page.max_batch), min(4, page.max_batch), step=1, label="Results"
-            )
+            number = gr.Slider(1, max_results, min(4, max_results), step=1, label="Results")
             settings = page.settings()
             with gr.Row():
                 run = gr.Button("Edit", variant="primary")
                 page.stop_button()
         with gr.Column(scale=2):
             result = page.result()
-    page.chosen.change(lambda one: logic.enlarge(one.image, 512) if one else None, page.chosen, editor)
-    page.chosen.change(lambda one: -1 if one is None or one.label is None else one.label, page.chosen, menu)
+    page.follow_image(editor)
+    page.follow_class(menu)
 
-    @spoken
-    def edit(
-        one, drawing, mode, by_box, x, y, width, height, said, number, seed, guidance, temperature, *rest
-    ):
-        steps, asked = rest[:-3], rest[-3:]
-        smaller = one is not None and max(one.image.size) <= page.side and min(one.image.size) < page.side
+    @show_errors
+    def edit(chosen, drawing, mode, by_box, x, y, width, height, class_value, number, *rest):
+        (seed, guidance, temperature, *steps), request = rest[:-3], rest[-3:]
+        smaller = logic.is_smaller(chosen, page.side)
         if not (mode == logic.KEEP and smaller):
-            logic.check_chosen(one, page.side)
-        label = page.label(said)
-        if mode == logic.OTHER_CLASS and label == one.label:
-            raise logic.UserError("choose another class than the image's in 'Class to draw'")
+            logic.check_chosen(chosen, page.side)
+        label = page.label(class_value)
+        if mode == logic.OTHER_CLASS and label == chosen.label:
+            raise UserError("choose another class than the image's in 'Class to draw'")
         options = page.options(seed, guidance, temperature, steps, label)
-        number = logic.check_number(
-            number, 1, min(logic.MAX_RESULTS, page.max_batch), "the number of results"
-        )
+        number = logic.check_number(number, 1, max_results, "the number of results")
         if smaller:
-            position = (x, y) if by_box else [(page.side - length) // 2 for length in one.image.size]
+            position = (x, y) if by_box else [(page.side - length) // 2 for length in chosen.image.size]
             position = [logic.check_number(value, 0, page.side, "the box's x and y") for value in position]
-            drawing = logic.extend(page.model, one.image, position, label, number, options)
+            events = logic.extend(page.model, chosen.image, position, label, number, options)
         else:
             layers = drawing["layers"] if drawing else []
             mask = logic.region(by_box, (x, y, width, height), layers, page.side)
             mask = ~mask if mode == logic.KEEP else mask
-            drawing = logic.redraw(page.model, one.image, mask, label, number, options)
-        yield from page.stream(drawing, f"edit, {page.title(label)}", label, options, asked)
+            events = logic.redraw(page.model, chosen.image, mask, label, number, options)
+        yield from page.stream(events, f"edit, {page.title(label)}", label, options, request)
 
-    page.when_pressed(run, edit, [page.chosen, editor, mode, by_box, *box, menu, number, *settings], result)
+    page.on_press(run, edit, [page.chosen, editor, mode, by_box, *box, menu, number, *settings], result)
+
+
+def region_components(page: Page) -> tuple[gr.ImageEditor, gr.Radio, gr.Checkbox, list[gr.Number]]:
+    """Adds and returns the components that say what to edit: editor, mode, whether to use the box, box."""
+    editor = gr.ImageEditor(
+        label="Paint here",
+        format="png",
+        type="numpy",
+        sources=(),
+        transforms=(),
+        layers=False,
+        canvas_size=(512, 512),
+        brush=gr.Brush(default_size=48, colors=["#ff2d95"], color_mode="fixed"),
+        buttons=[],
+        elem_id="editor",
+    )
+    mode = gr.Radio(
+        [logic.REPAINT, logic.KEEP, logic.OTHER_CLASS], value=logic.REPAINT, label="What is painted or boxed"
+    )
+    by_box = gr.Checkbox(False, label="A box instead of the brush")
+    quarter = page.side // 4
+    with gr.Row(visible=False) as row:
+        numbers = (("x", quarter), ("y", quarter), ("width", 2 * quarter), ("height", 2 * quarter))
+        box = [gr.Number(value, label=name, precision=0, min_width=60) for name, value in numbers]
+    by_box.change(lambda on: gr.Row(visible=on), by_box, row)
+    return editor, mode, by_box, box
 
 
 def build_inside(page: Page) -> None:
     gr.Markdown(
-        "Click on the image, or give a pixel: each level's patch that holds it is followed down. Pink: the patch that is "
-        "decided in this step. Its outputs go down as conditions, and so do its neighbours': green ones were known then, "
-        "orange ones not. Violet: not known yet."
+        "Click on the image, or give a pixel, to follow the patch of each level that holds this pixel. "
+        "The patch that is decided in this step is pink. The next level gets the outputs of this patch and "
+        "of its neighbours as conditions. A green neighbour was already known then, an orange one was not. "
+        "Violet pixels are not known yet."
     )
+    parts = inside_components(page)
+    with gr.Accordion("Drawn again", open=True):
+        result = page.result()
+    page.follow_image(parts.image)
+
+    @show_errors
+    def look(chosen, x, y):
+        logic.check_chosen(chosen, page.side)
+        pixel = page.pixel(x, y)
+        shown = logic.look(page.model, chosen, pixel)
+        choices = [name for name, _ in logic.patches_to_redraw(page.model, pixel)]
+        if chosen.generated:
+            choices += [name for name, _ in logic.levels_to_redraw(page.model)]
+        radio = gr.Radio(choices=choices, value=choices[1], visible=True)
+        return shown, radio, gr.Button(interactive=True)
+
+    def clicked(event: gr.SelectData):
+        zoom = logic.enlarge(Image.new("1", (page.side, page.side)), 512).width // page.side
+        return [min(page.side - 1, int(position) // zoom) for position in event.index]
+
+    @show_errors
+    def draw_again(chosen, x, y, name, seed, *request):
+        logic.check_chosen(chosen, page.side)
+        settings = chosen.settings or vars(page.model.sampling_defaults)
+        kept = [settings[name] for name in ("guidance_scale", "temperature", "num_inference_steps")]
+        options = page.options(seed, *kept, chosen.label)
+        level = dict(logic.levels_to_redraw(page.model)).get(name)
+        if level is not None and chosen.generated:
+            yield from draw_level_again(page, chosen, level, name, options, request)
+        else:
+            box = dict(logic.patches_to_redraw(page.model, page.pixel(x, y))).get(name)
+            yield from draw_patch_again(page, chosen, box, name, options, request)
+
+    looked = dict(
+        fn=look,
+        inputs=[page.chosen, *parts.pixel],
+        outputs=[parts.shown, parts.choice, parts.again],
+        **ONE_AT_A_TIME,
+    )
+    parts.run.click(**looked)
+    parts.image.select(clicked, None, parts.pixel).success(**looked)
+    page.on_press(parts.again, draw_again, [page.chosen, *parts.pixel, parts.choice, parts.seed], result)
+
+
+def inside_components(page: Page) -> SimpleNamespace:
+    """Adds the components to look inside and to choose what to draw again, and returns them by name."""
     with gr.Row():
         with gr.Column(scale=1):
             image = gr.Image(
@@ -111,95 +170,74 @@ def build_inside(page: Page) -> None:
                     gr.Number(page.side // 2, label=name, precision=0, min_width=60) for name in ("x", "y")
                 ]
             run = gr.Button("Look inside", variant="primary")
-            patch = gr.Radio(label="Draw again, and keep the rest", choices=[], visible=False)
+            choice = gr.Radio(label="Draw this again, and keep the rest", choices=[], visible=False)
             seed = gr.Number(1, label="Seed", precision=0, minimum=0)
             again = gr.Button("Draw it again", interactive=False)
         with gr.Column(scale=3):
             shown = gr.HTML(elem_classes="live")
-    with gr.Accordion("Drawn again", open=True):
-        result = page.result()
-    page.chosen.change(lambda one: logic.enlarge(one.image, 512) if one else None, page.chosen, image)
+    return SimpleNamespace(
+        image=image, pixel=pixel, run=run, choice=choice, seed=seed, again=again, shown=shown
+    )
 
-    @spoken
-    def look(one, x, y):
-        logic.check_chosen(one, page.side)
-        at = page.pixel(x, y)
-        _, parts = logic.look(page.model, one, at)
-        patches, levels = logic.choices_of_patches(page.model, at), logic.choices_of_levels(page.model)
-        names = [name for name, _ in patches + levels * one.generated]
-        return parts, gr.Radio(choices=names, value=names[1], visible=True), gr.Button(interactive=True)
 
-    def clicked(event: gr.SelectData):
-        zoom = logic.enlarge(Image.new("1", (page.side, page.side)), 512).width // page.side
-        return [min(page.side - 1, int(place) // zoom) for place in event.index]
+def draw_level_again(page: Page, chosen, level: int, name: str, options: dict, request):
+    """Draws a generated image with new random numbers for one level, and yields like `Page.stream`."""
+    options = logic.with_new_random_numbers(page.model, chosen, level, options["seed"])
+    events = logic.draw(page.model, chosen.label, 1, options, chosen.index)
+    yield from page.stream(events, name, chosen.label, options, request, chosen.index, generated=True)
 
-    @spoken
-    def draw_again(one, x, y, name, seed, *asked):
-        logic.check_chosen(one, page.side)
-        defaults = page.model.sampling_defaults
-        settings = one.settings or vars(defaults)
-        options = page.options(
-            seed,
-            settings["guidance_scale"],
-            settings["temperature"],
-            settings["num_inference_steps"],
-            one.label,
-        )
-        level = dict(logic.choices_of_levels(page.model)).get(name)
-        if level is not None and one.generated:
-            options = logic.with_new_dice(page.model, one, level, options["seed"])
-            drawing = logic.draw(page.model, one.label, 1, options, one.index)
-            yield from page.stream(drawing, name, one.label, options, asked, one.index, generated=True)
-            return
-        box = dict(logic.choices_of_patches(page.model, page.pixel(x, y))).get(name)
-        if box is None:
-            raise logic.UserError("look inside this image first, then choose what to draw again")
-        mask = logic.box_mask(page.side, (*box[:2], box[2], box[2])).numpy()
-        drawing = logic.redraw(page.model, one.image, mask, one.label, min(4, page.max_batch), options)
-        yield from page.stream(drawing, f"again: {name}", one.label, options, asked)
 
-    looked = dict(fn=look, inputs=[page.chosen, *pixel], outputs=[shown, patch, again], **HEAVY)
-    run.click(**looked)
-    image.select(clicked, None, pixel).success(**looked)
-    page.when_pressed(again, draw_again, [page.chosen, *pixel, patch, seed], result)
+def draw_patch_again(page: Page, chosen, box, name: str, options: dict, request):
+    """Repaints the patch `box` (x, y, side) of an image, and yields like `Page.stream`."""
+    if box is None:
+        raise UserError("look inside this image first, then choose what to draw again")
+    x, y, side = box
+    mask = logic.box_mask(page.side, (x, y, side, side)).numpy()
+    events = logic.redraw(page.model, chosen.image, mask, chosen.label, min(4, page.max_batch), options)
+    yield from page.stream(events, f"again: {name}", chosen.label, options, request)
 
 
 def build_likelihood(page: Page) -> None:
     gr.Markdown(
-        "How many bits each pixel costs the model, unguided, and which class explains the image best, by Bayes' rule."
+        "How many bits each pixel costs the model, without guidance, and which class explains the image "
+        "best, by Bayes' rule."
     )
-    few = page.model.class_num <= COMPARED
+    has_classes = page.model.class_num > 1
     with gr.Row():
         with gr.Column(scale=1):
-            menu = page.class_menu("KnownPixels the class", -1)
-            orders = gr.Slider(1, 8, 2, step=1, label="Orders of patches drawn (MAR)")
-            run = gr.Button("Read", variant="primary")
+            menu = page.class_menu("Class that the model is given", -1)
+            orders = gr.Slider(1, MAX_ORDERS, 2, step=1, label="Random orders of patches (MAR)")
+            run = gr.Button("Compute the likelihood", variant="primary")
+            all_labels = [label for _, label in page.classes[1:]]
             compared = gr.Dropdown(
-                page.classes[1:], value=[label for _, label in page.classes[1:]] if few else [], multiselect=True,
-                max_choices=COMPARED, label="Classes to compare", visible=page.model.class_num > 1,
-            )  # fmt: skip
-            which = gr.Button("Which class?", visible=page.model.class_num > 1)
+                page.classes[1:],
+                value=all_labels if len(all_labels) <= MAX_COMPARED else [],
+                multiselect=True,
+                max_choices=MAX_COMPARED,
+                label="Classes to compare",
+                visible=has_classes,
+            )
+            which = gr.Button("Which class?", visible=has_classes)
         with gr.Column(scale=2):
             shown = gr.HTML(elem_classes="live")
-            share = gr.Label(label="p(class | image), equal priors", visible=page.model.class_num > 1)
-    page.chosen.change(lambda one: -1 if one is None or one.label is None else one.label, page.chosen, menu)
+            share = gr.Label(label="p(class | image), equal priors", visible=has_classes)
+    page.follow_class(menu)
 
-    @spoken
-    def read(one, said, orders):
-        logic.check_chosen(one, page.side)
-        return logic.likelihood(
-            page.model, one, page.label(said), logic.check_number(orders, 1, 8, "the number of orders")
-        )
+    @show_errors
+    def likelihood(chosen, class_value, orders):
+        logic.check_chosen(chosen, page.side)
+        label = page.label(class_value)
+        orders = logic.check_number(orders, 1, MAX_ORDERS, "the number of orders")
+        return logic.likelihood(page.model, chosen, label, orders)
 
-    @spoken
-    def compare(one, classes, orders):
-        logic.check_chosen(one, page.side)
-        return logic.posterior(
-            page.model, one, classes, logic.check_number(orders, 1, 8, "the number of orders"), COMPARED
-        )
+    @show_errors
+    def posterior(chosen, classes, orders):
+        logic.check_chosen(chosen, page.side)
+        orders = logic.check_number(orders, 1, MAX_ORDERS, "the number of orders")
+        return logic.posterior(page.model, chosen, classes, orders, MAX_COMPARED)
 
-    run.click(read, [page.chosen, menu, orders], shown, **HEAVY)
-    which.click(compare, [page.chosen, compared, orders], share, **HEAVY)
+    run.click(likelihood, [page.chosen, menu, orders], shown, **ONE_AT_A_TIME)
+    which.click(posterior, [page.chosen, compared, orders], share, **ONE_AT_A_TIME)
 
 
 TABS = {

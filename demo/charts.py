@@ -1,4 +1,4 @@
-"""Charts and maps for the demos: values as colours, boxes on an image, probabilities as bars."""
+"""Charts and maps for the demos: numbers as colours, boxes on an image, probabilities as bars."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,21 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-CHANNELS = ((200, 40, 40), (40, 150, 40), (50, 80, 210))
+CHANNELS = ((200, 40, 40), (40, 150, 40), (50, 80, 210))  # colours of the bars of R, G and B
 
 
 def enlarge(image: Image.Image, side: int = 256) -> Image.Image:
-    """To at least `side` pixels, each a square."""
+    """Enlarges an image to at least `side` pixels of width, by a whole number: each pixel is a square."""
     zoom = max(1, -(-side // image.width))
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
 def heat_map(values, high: float | None = None, low: float = 0.0, colours: str = "inferno") -> Image.Image:
-    """Numbers (H, W) on the host -> an RGB image of that size; `colours` is a colour map of matplotlib, from `low` to `high`
-    (default: the largest)."""
+    """Draws numbers (H, W), on the host, as an RGB image of that size.
+
+    colours    name of one of matplotlib's colour maps; it reaches from `low` to `high`
+    high       default: the largest number
+    """
     from matplotlib import colormaps
 
     values = np.asarray(values, dtype=np.float64)
@@ -29,7 +32,10 @@ def heat_map(values, high: float | None = None, low: float = 0.0, colours: str =
 def outline(
     image: Image.Image, boxes: Sequence[tuple[tuple[int, int, int], str]], side: int = 256
 ) -> Image.Image:
-    """`enlarge`, with boxes (x, y, side) in pixels of the image drawn in colours; the last ones lie on top."""
+    """Enlarges an image and draws the edges of boxes on it.
+
+    boxes  ((x, y, side), colour), in pixels of `image`; later boxes cover earlier ones
+    """
     sheet = enlarge(image, side)
     zoom, draw = sheet.width // image.width, ImageDraw.Draw(sheet)
     for (x, y, size), colour in boxes:
@@ -38,17 +44,20 @@ def outline(
     return sheet
 
 
-def bar_chart(probs: Tensor, levels: Sequence[int], height: int = 64) -> Image.Image:
-    """Probabilities (3, 256) of R, G, B -> three charts, one below the other, a triangle below the drawn value."""
+def bar_chart(probs: Tensor, values: Sequence[int], height: int = 64) -> Image.Image:
+    """Draws probabilities (3, 256) of R, G and B as three charts, one below the other.
+
+    values  three values 0..255; a triangle points at each
+    """
     gap, width = 10, 2
     chart = Image.new("RGB", (256 * width, 3 * (height + gap)), "white")
     draw = ImageDraw.Draw(chart)
-    for channel, (row, level, colour) in enumerate(zip(probs.tolist(), levels, CHANNELS, strict=True)):
+    for channel, (row, drawn, colour) in enumerate(zip(probs.tolist(), values, CHANNELS, strict=True)):
         bottom = channel * (height + gap) + height
         draw.line((0, bottom, chart.width, bottom), fill="lightgrey")
-        for value, share in enumerate(row):
-            top = bottom - round(share / max(row) * (height - 4))
+        for value, probability in enumerate(row):
+            top = bottom - round(probability / max(row) * (height - 4))
             draw.rectangle((value * width, top, value * width + width - 1, bottom), fill=colour)
-        x = int(level) * width + 1
+        x = int(drawn) * width + 1
         draw.polygon([(x, bottom + 1), (x - 5, bottom + 8), (x + 5, bottom + 8)], fill="black")
     return chart

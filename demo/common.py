@@ -1,5 +1,6 @@
-"""What the demos share: the command line called as a user would, lossless files as baselines, a reader of samples, plots."""
+"""Parts that several demos share: flags, image files, baselines, and runs of main_fractalgen.py."""
 
+import argparse
 import io
 import json
 import math
@@ -12,73 +13,168 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+from models.hub.zoo import BUNDLED
+from util.crop import center_crop_arr
+from util.errors import UserError
+from util.files import atomic_write
+from util.flags import Parser
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_main(flags: str, capture: bool = False) -> str:
-    """main_fractalgen.py in a process of its own, its command line shown. Returns its standard output if captured."""
-    command = [sys.executable, str(ROOT / "main_fractalgen.py"), *shlex.split(flags)]
-    print("$ python main_fractalgen.py", flags, flush=True)
+def make_parser(script: str, description: str) -> Parser:
+    """Returns a parser that prints `description` as it is written and reports an error in one line."""
+    return Parser(script, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="default: the accelerator that torch finds, else cpu")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --model and --device, as `models.hub.zoo.load` takes them."""
+    parser.add_argument(
+        "--model",
+        default=str(BUNDLED),
+        help="a folder that save_pretrained wrote, an id on the Hugging Face hub, or the name of a published "
+        "model, whose weights are then downloaded; default: the bundled model, demo/emoji_model",
+    )
+    add_device_flag(parser)
+
+
+def check_ending(flag: str, path: Path, *endings: str) -> None:
+    """Raises UserError unless the file's name ends in one of `endings`, such as ".png"."""
+    if path.suffix.lower() not in endings:
+        raise UserError(f"{flag} {path}: its name must end in {' or '.join(endings)}")
+
+
+def crop_and_scale(image: Image.Image, side: int, path: Path) -> Image.Image:
+    """Returns the image with `side` x `side` pixels; prints a line that names `path` if that changes it."""
+    if image.size == (side, side):
+        return image
+    print(f"{path} ({image.width} x {image.height}) was cropped and scaled to {side} x {side}")
+    return center_crop_arr(image, side)
+
+
+def save_png(path: Path, image: Image.Image) -> None:
+    """Writes a PNG file by an atomic write, and makes its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, durable=False) as temporary:
+        image.save(temporary, "PNG")
+
+
+def run_main(flags: str, capture: bool = False, **paths: Path) -> str | None:
+    """Prints a command line of main_fractalgen.py and runs it in a process of its own.
+
+    flags    flags and values, separated by blanks
+    paths    flags whose values are absolute paths, such as output_dir=Path("/tmp/run")
+    capture  whether to return what the command prints on its standard output, instead of showing it
+
+    Exits with the command's status if the command fails.
+    """
+    words = ["main_fractalgen.py", *flags.split()]
+    for name, path in paths.items():
+        words += [f"--{name}", from_root(path)]
+    print(shell_command(words), flush=True)
     result = subprocess.run(
-        command, cwd=ROOT, check=False, stdout=subprocess.PIPE if capture else None, text=True
+        [sys.executable, *words],
+        cwd=ROOT,
+        check=False,
+        stdout=subprocess.PIPE if capture else None,
+        text=True,
     )
     if result.returncode:
         raise SystemExit(result.returncode)
     return result.stdout
 
 
+def from_root(path: str | Path) -> str:
+    """Returns the path relative to the repository's root, or as it is if it leads elsewhere."""
+    path = Path(path)
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def shell_command(words: Sequence[str], width: int = 100) -> str:
+    """Returns a Python script and its flags as a command for a shell whose folder is the repository's root.
+
+    The command is broken into lines of at most `width` characters, each of which begins with a flag.
+    """
+    python = from_root(sys.executable)
+    parts = ["python" if Path(python).is_absolute() else shlex.quote(python)]
+    for word in words:
+        if word.startswith("--"):
+            parts.append(word)
+        else:
+            parts[-1] += f" {shlex.quote(word)}"
+    lines = parts[:1]
+    for part in parts[1:]:
+        if len(f"{lines[-1]} {part} \\") <= width:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(f"    {part}")
+    return " \\\n".join(lines)
+
+
 def read_split(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All folder/CLASS/*.png of one size, uint8 (n, side, side, 3), and their labels (n,): numbers of the sorted classes."""
+    """Reads all images folder/CLASS/*.png, which must have one size.
+
+    Returns uint8 images (n, side, side, 3), and labels (n,): numbers of the classes in alphabetical order.
+    """
     paths = sorted(folder.glob("*/*.png"))
     classes = sorted({path.parent.name for path in paths})
     images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
     return np.stack(images), np.array([classes.index(path.parent.name) for path in paths])
 
 
-def compressed(image: np.ndarray, kind: str) -> int:
-    """Bits of a lossless file, by Pillow's best settings."""
+def compressed_bits(image: np.ndarray, kind: str) -> int:
+    """Returns the size in bits of a lossless file, "PNG" or "WEBP", with Pillow's best settings."""
     buffer = io.BytesIO()
     options = {"optimize": True} if kind == "PNG" else {"lossless": True, "quality": 100, "method": 6}
     Image.fromarray(image).save(buffer, kind, **options)
     return 8 * buffer.tell()
 
 
-def lossless_files(images: np.ndarray) -> dict[str, float]:
-    """Bits per dimension of images (n, side, side, 3) as PNG and WebP: a file each, and all in one sheet."""
+def lossless_bits_per_dim(images: np.ndarray) -> dict[str, float]:
+    """Returns bits per dimension of uint8 images (n, side, side, 3) as lossless PNG and WebP files.
+
+    Each image is compressed as one file, and then all images together as one sheet.
+    """
     n, side = images.shape[:2]
     columns = math.ceil(math.sqrt(n))
     sheet = np.zeros((columns * columns, side, side, 3), np.uint8)
     sheet[:n] = images
-    sheet = (
-        sheet.reshape(columns, columns, side, side, 3)
-        .swapaxes(1, 2)
-        .reshape(columns * side, columns * side, 3)
-    )
+    sheet = sheet.reshape(columns, columns, side, side, 3).swapaxes(1, 2)
+    sheet = sheet.reshape(columns * side, columns * side, 3)
     return {
-        "PNG, a file an image": sum(compressed(image, "PNG") for image in images) / images.size,
-        "WebP, a file an image": sum(compressed(image, "WEBP") for image in images) / images.size,
-        "PNG, all in one sheet": compressed(sheet, "PNG") / images.size,
-        "WebP, all in one sheet": compressed(sheet, "WEBP") / images.size,
+        "PNG, one file per image": sum(compressed_bits(image, "PNG") for image in images) / images.size,
+        "WebP, one file per image": sum(compressed_bits(image, "WEBP") for image in images) / images.size,
+        "PNG, all in one sheet": compressed_bits(sheet, "PNG") / images.size,
+        "WebP, all in one sheet": compressed_bits(sheet, "WEBP") / images.size,
     }
 
 
-def share_read_as_asked(data: Path, samples: Sequence[Image.Image]) -> tuple[float, float]:
-    """A logistic regression of the training images' pixels reads the samples, as many for each class, in order.
+def classify_by_regression(data: Path, samples: Sequence[Image.Image]) -> tuple[float, float]:
+    """Trains a logistic regression on the pixels of data/train, and classifies samples and data/val with it.
 
-    Returns the share of samples read as the class that was asked for, and of validation images read right.
+    samples  images in the order of their classes, equally many of each class
+
+    Returns the share of samples that get the class they were drawn for, and the accuracy on data/val.
     """
     from sklearn.linear_model import LogisticRegression
 
+    def flat(images) -> np.ndarray:
+        return np.stack(images).reshape(len(images), -1) / 255
+
     (train, train_labels), (val, val_labels) = (read_split(data / split) for split in ("train", "val"))
-    flat = lambda images: np.stack(images).reshape(len(images), -1) / 255  # noqa: E731
-    reader = LogisticRegression(max_iter=1000).fit(flat(train), train_labels)
+    regression = LogisticRegression(max_iter=1000).fit(flat(train), train_labels)
     classes = train_labels.max() + 1
-    asked = np.repeat(np.arange(classes), len(samples) // classes)
-    drawn = [np.asarray(image) for image in samples]
-    return float((reader.predict(flat(drawn)) == asked).mean()), float(reader.score(flat(val), val_labels))
+    wanted = np.repeat(np.arange(classes), len(samples) // classes)
+    found = regression.predict(flat([np.asarray(image) for image in samples]))
+    return float((found == wanted).mean()), float(regression.score(flat(val), val_labels))
 
 
 def plot_curve(log: Path, title: str, output: Path) -> None:
+    """Plots training loss and validation bits per dimension, from a run's log.txt, into an image file."""
     import matplotlib
 
     matplotlib.use("Agg")

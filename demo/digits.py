@@ -1,15 +1,14 @@
-"""The whole job on real scans: scikit-learn's handwritten digits through main_fractalgen.py, as ImageNet would go.
+"""Trains and evaluates a small model on real scans: scikit-learn's handwritten digits.
 
     python demo/digits.py [--output_dir output/digits] [--retrain]
 
-Writes the digits as an image folder, trains a small FractalMAR, prints validation bits/dim beside baselines, samples
-every class with guidance, repaints parts of held-out scans, and writes a sheet of each, the loss curve and the model.
-Trains once; --retrain trains again.
+Runs main_fractalgen.py as one would for ImageNet. Writes the digits as a folder of images, trains a small
+FractalMAR, prints its bits per dimension on the validation scans beside baselines, samples every class with
+guidance, and repaints parts of validation scans. Writes the samples, the edits, the loss curve and the model.
+A second call does not train again, except with --retrain.
 """
 
-import argparse
 import json
-import shlex
 import shutil
 import sys
 import time
@@ -19,32 +18,41 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # in case the package is not installed
 
-from common import lossless_files, plot_curve, read_split, run_main, share_read_as_asked  # noqa: E402  need the paths above
+from common import (
+    ROOT,
+    classify_by_regression,
+    lossless_bits_per_dim,
+    make_parser,
+    plot_curve,
+    read_split,
+    run_main,
+)
 
-from models import fractalgen  # noqa: E402
-from models.sampling.edit import box_mask  # noqa: E402
-from util import checkpoint  # noqa: E402
-from util.pixels import make_sheet  # noqa: E402
+from models import fractalgen
+from models.sampling.edit import box_mask
+from util import checkpoint
+from util.pixels import make_sheet
 
-PER_CLASS = 8
-EDITS = (  # name; box x, y, width, height; is the box repainted, or all around it; to which class further on
+PER_CLASS = 8  # samples of each digit
+# Name; box x, y, width, height; whether the box is repainted, or all around it; what is added to the class.
+EDITS = (
     ("inpaint", (1, 2, 6, 3), True, 0),
     ("outpaint", (0, 0, 8, 4), False, 0),
     ("uncrop", (2, 2, 4, 4), False, 0),
     ("class edit", (0, 3, 8, 5), True, 5),
 )
-TRAIN = (
-    "--model fractalmar_tiny_in8 --class_num 10 --no_flip --num_workers 0 --amp off --batch_size 16 --epochs 30 "
-    "--warmup_epochs 2 --lr 4e-3 --attn_dropout 0 --proj_dropout 0 --label_drop_prob 0.2 --save_last_freq 10 "
-    "--eval_freq 10 --cfg 3 --temperature 1.15"
+MODEL = "--model fractalmar_tiny_in8 --class_num 10 --num_workers 0 --amp off"
+SAMPLING = "--cfg 3 --temperature 1.15"
+TRAINING = (
+    "--no_flip --batch_size 16 --epochs 30 --warmup_epochs 2 --lr 4e-3 --attn_dropout 0 --proj_dropout 0 "
+    "--label_drop_prob 0.2 --save_last_freq 10 --eval_freq 10"
 )
 
 
 def write_digits(folder: Path) -> None:
-    """1,797 scans of 8 x 8 pixels and 17 greys as folder/{train,val}/<digit>/<number>.png, one fifth for validation."""
+    """Writes 1,797 scans (8 x 8 pixels, 17 greys) to folder/{train,val}/DIGIT/NUMBER.png; a fifth is val."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -57,26 +65,26 @@ def write_digits(folder: Path) -> None:
         for number in members:
             label = partial / split / str(digits.target[number])
             label.mkdir(parents=True, exist_ok=True)
-            levels = np.round(digits.images[number] * (255 / 16)).astype(np.uint8)
-            Image.fromarray(levels).save(label / f"{number:04d}.png")
+            values = np.round(digits.images[number] * (255 / 16)).astype(np.uint8)
+            Image.fromarray(values).save(label / f"{number:04d}.png")
     partial.rename(folder)
 
 
 def baselines(data: Path) -> dict[str, float]:
-    """Bits per dimension of the validation images (RGB, 3 * 8 * 8 dimensions) by ways that need no network."""
+    """Returns bits per dimension (3 * 8 * 8 of them) of the validation scans, without a neural network."""
     (train, _), (val, _) = read_split(data / "train"), read_split(data / "val")
-    # How often each grey stood at each pixel in training, one added to all 256; G and B repeat R and cost nothing.
+    # How often each value occurs at each pixel in training, plus one. G and B repeat R and cost nothing.
     counts = np.ones((8, 8, 256))
     rows, columns = np.mgrid[:8, :8]
     for image in train:
         counts[rows, columns, image[..., 0]] += 1
     bits = -np.log2(counts / counts.sum(-1, keepdims=True))
     histogram = np.mean([bits[rows, columns, image[..., 0]].sum() for image in val]) / val[0].size
-    return {"uniform": 8.0, "per-pixel histogram": float(histogram), **lossless_files(val)}
+    return {"uniform": 8.0, "per-pixel histogram": float(histogram), **lossless_bits_per_dim(val)}
 
 
-def keep(run: Path, folder: Path) -> fractalgen.FractalGen:
-    """The trained model as a folder for FractalGen.from_pretrained, and for demo/edit.py --model."""
+def save_model(run: Path, folder: Path) -> fractalgen.FractalGen:
+    """Saves a run's trained model as a folder, for FractalGen.from_pretrained and the demos' --model."""
     model, path = fractalgen.build("fractalmar_tiny_in8", class_num=10).eval(), checkpoint.locate(run)
     checkpoint.load_weights(model, checkpoint.load(path)["model"], path)
     model.class_names = [str(digit) for digit in range(10)]
@@ -86,67 +94,71 @@ def keep(run: Path, folder: Path) -> fractalgen.FractalGen:
 
 
 def edit_sheet(model: fractalgen.FractalGen, data: Path, results: int = 6) -> Image.Image:
-    """Two rows each of inpainting, outpainting, uncropping and another class: held-out scan, what is repainted, results."""
+    """Returns a sheet, two rows for each of `EDITS`: a validation scan, what is repainted, and results."""
     images, labels = read_split(data / "val")
     shown, names = [], []
-    for number, (name, box, inside, change) in enumerate(EDITS * 2):
-        image, label = images[labels == number][number], number
+    for digit, (name, box, inside, change) in enumerate(EDITS * 2):
+        image = images[labels == digit][digit]
         mask = box_mask(8, box).numpy() == inside
-        asked = (label + change) % 10
-        drawn = model.edit(image, mask, asked, num_results=results, seed=number, progress_bar=False)
+        target = (digit + change) % 10
+        edited = model.edit(image, mask, target, num_results=results, seed=digit, progress_bar=False)
         hole = np.where(mask[..., None], (255, 0, 255), image).astype(np.uint8)
-        shown += [Image.fromarray(image), Image.fromarray(hole), *drawn]
-        names.append(f"{name}, {label}" if asked == label else f"{name}, {label} to {asked}")
+        shown += [Image.fromarray(image), Image.fromarray(hole), *edited]
+        names.append(f"{name}, {digit}" if target == digit else f"{name}, {digit} to {target}")
     return make_sheet(shown, columns=2 + results, zoom=8, row_labels=names)
 
 
+def train(data: Path, run: Path, finished: Path, retrain: bool) -> None:
+    """Trains unless the file `finished` exists, and goes on where an earlier call was stopped."""
+    if retrain:
+        shutil.rmtree(run, ignore_errors=True)
+        finished.unlink(missing_ok=True)
+    if finished.exists():
+        print(f"trained already, see {run}; --retrain (make demo RETRAIN=1) trains again")
+    else:
+        run_main(f"{MODEL} {TRAINING} {SAMPLING}", data_path=data, output_dir=run, resume=run)
+        finished.touch()
+
+
+def evaluate(data: Path, run: Path) -> list[Image.Image]:
+    """Prints scores of the trained model and of baselines. Returns samples, PER_CLASS for each digit."""
+    paths = dict(data_path=data, output_dir=run, resume=run)
+    scores = json.loads(run_main(f"{MODEL} --evaluate_nll --nll_forward_number 8", capture=True, **paths))
+    print("\nbits per dimension of the validation scans, fewer is better")
+    for name, bits in baselines(data).items():
+        print(f"  {name:<26}{bits:6.3f}")
+    print(f"  {'this model':<26}{scores['bits_per_dim']:6.3f}  +- {scores['standard_error']:.3f}\n")
+
+    sampling = f"{SAMPLING} --evaluate_gen --num_images {10 * PER_CLASS} --gen_bsz 80"
+    run_main(f"{MODEL} {sampling}", capture=True, **paths)
+    images = [Image.open(path) for path in sorted((run / "generated").glob("*.png"))]
+    share, accuracy = classify_by_regression(data, images)
+    print(f"\na logistic regression, trained on the training scans, reads {share:.0%} of the samples as")
+    print(f"the digit that they were drawn for, and {accuracy:.0%} of the validation scans right")
+    return images
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("digits.py", __doc__)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "output" / "digits")
     parser.add_argument("--retrain", action="store_true", help="train again from the start")
     args = parser.parse_args()
-    folder = args.output_dir
+    folder = args.output_dir.resolve()
     data, run = folder / "data", folder / "run"
     folder.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
+    start = time.perf_counter()
     if not data.exists():
         write_digits(data)
-    common = f"{TRAIN} --data_path {shlex.quote(str(data))} --output_dir {shlex.quote(str(run))}"
-    if args.retrain:
-        shutil.rmtree(run, ignore_errors=True)
-    finished = folder / "trained"
-    if not finished.exists() or args.retrain:
-        finished.unlink(missing_ok=True)
-        run_main(f"{common} --resume {shlex.quote(str(run))}")
-        finished.touch()
-    else:
-        print(f"trained already, see {run}; --retrain (make demo RETRAIN=1) trains again")
-    trained = f"{common} --resume {shlex.quote(str(run))}"
-    scores = json.loads(run_main(f"{trained} --evaluate_nll --nll_forward_number 8", capture=True))
-    print("\nbits per dimension of the validation images, fewer is better")
-    for name, bits in baselines(data).items():
-        print(f"  {name:<24}{bits:6.3f}")
-    print(f"  {'this model':<24}{scores['bits_per_dim']:6.3f}  +- {scores['standard_error']:.3f}\n")
-
-    run_main(f"{trained} --evaluate_gen --num_images {10 * PER_CLASS} --gen_bsz 80", capture=True)
-    images = [Image.open(path) for path in sorted((run / "generated").glob("*.png"))]
-    make_sheet(images, columns=PER_CLASS, zoom=8, row_labels=[str(label) for label in range(10)]).save(
-        folder / "samples.png"
-    )
-    read, right = share_read_as_asked(data, images)
-    print(
-        f"a logistic regression on the training scans reads {read:.0%} of the samples as the digit asked for"
-    )
-    print(f"(and {right:.0%} of the validation scans right)")
-    edit_sheet(keep(run, folder / "model"), data).save(folder / "edits.png")
+    train(data, run, folder / "trained", args.retrain)
+    samples = make_sheet(evaluate(data, run), columns=PER_CLASS, zoom=8, row_labels=list("0123456789"))
+    samples.save(folder / "samples.png")
+    edit_sheet(save_model(run, folder / "model"), data).save(folder / "edits.png")
     plot_curve(run / "log.txt", "FractalMAR on scikit-learn's digits", folder / "loss.png")
-    print(f"\nsamples, a row for each digit: {folder / 'samples.png'}\nloss curve: {folder / 'loss.png'}")
-    print(
-        f"edits of held-out scans: {folder / 'edits.png'}\nthe model, for demo/edit.py and others: {folder / 'model'}"
-    )
-    print(f"done in {time.perf_counter() - began:.0f} s")
+    print(f"\nsamples, a row for each digit: {folder / 'samples.png'}")
+    print(f"loss curve: {folder / 'loss.png'}")
+    print(f"edits of validation scans: {folder / 'edits.png'}")
+    print(f"the model, for --model of demo/edit.py and others: {folder / 'model'}")
+    print(f"done in {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
-"""A colour model of 32 x 32 pixels: Google's Noto emoji through main_fractalgen.py.
+"""Trains and evaluates a model of colour images, 32 x 32 pixels: Google's Noto emoji.
 
-    python demo/emoji.py                        fetches, trains, scores: takes about two hours on two cores
-    python demo/emoji.py --model FOLDER         scores the model that is there
+    python demo/emoji.py                        downloads, trains, evaluates: about two hours on two cores
+    python demo/emoji.py --model FOLDER         evaluates the model in FOLDER
 
-Writes the emoji as an image folder, trains a FractalMAR with guiding pixels, keeps its averaged weights as float16, prints
-bits/dim of held-out and of training images beside lossless files, and writes two sheets: samples of every class, and
-samples beside the training images nearest to them. Trains once (and goes on where it was stopped); --retrain trains again.
+Runs main_fractalgen.py. Writes the emoji as a folder of images, trains a FractalMAR with guiding pixels, and
+saves its averaged weights as float16. Prints bits per dimension of held-out and of training images, beside
+those of lossless files. Writes two sheets: samples of every class, and samples beside the training images
+nearest to them. A second call does not train again, but goes on if training was stopped. See --retrain.
 """
 
-import argparse
 import json
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -18,44 +17,44 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # in case the package is not installed
 
-from common import lossless_files, plot_curve, read_split, run_main, share_read_as_asked  # noqa: E402  need the paths above
-from emoji_data import CLASSES, COPY, prepare  # noqa: E402
+from common import (
+    ROOT,
+    classify_by_regression,
+    lossless_bits_per_dim,
+    make_parser,
+    plot_curve,
+    read_split,
+    run_main,
+)
+from emoji_data import CLASSES, COPY, prepare
 
-from models import fractalgen  # noqa: E402
-from models.fractalgen import FractalGen  # noqa: E402
-from util import checkpoint  # noqa: E402
-from util.pixels import make_sheet  # noqa: E402
+from models import fractalgen
+from models.fractalgen import FractalGen
+from util import checkpoint
+from util.pixels import make_sheet
 
-PER_CLASS, BESIDE, PASSES = (
-    6,
-    2,
-    8,
-)  # samples of a class; nearest training images of each; masks an image for bits/dim
+PER_CLASS = 6  # samples of each class
+NEAREST = 2  # training images beside each sample
+PASSES = 8  # random masks per image for bits per dimension
 NAME = "fractalmar_tiny_guided_in32"
 MODEL = f"--model {NAME} --class_num {len(CLASSES)} --num_workers 0"
-TRAIN = (
-    "--no_flip --amp bf16 --batch_size 16 --warmup_epochs 1 --lr 1.5e-3 --r_weight 1 --attn_dropout 0 --proj_dropout 0 "
-    "--label_drop_prob 0.1 --ema --ema_decay 0.995 --save_last_freq 1 --save_every_steps 250 --eval_freq 100"
+TRAINING = (
+    "--no_flip --amp bf16 --batch_size 16 --warmup_epochs 1 --lr 1.5e-3 --r_weight 1 --attn_dropout 0 "
+    "--proj_dropout 0 --label_drop_prob 0.1 --ema --ema_decay 0.995 --save_last_freq 1 "
+    "--save_every_steps 250 --eval_freq 100"
 )
-
-
-def flag(name: str, path: Path) -> str:
-    return f"--{name} {shlex.quote(str(path))}"
 
 
 def train(data: Path, run: Path, epochs: int, retrain: bool) -> None:
     if retrain:
         shutil.rmtree(run, ignore_errors=True)
-    run_main(
-        f"{MODEL} {TRAIN} --epochs {epochs} {flag('data_path', data)} {flag('output_dir', run)} {flag('resume', run)}"
-    )
+    run_main(f"{MODEL} {TRAINING} --epochs {epochs}", data_path=data, output_dir=run, resume=run)
 
 
-def keep(run: Path, folder: Path) -> None:
-    """The averaged weights of a run as float16, half the size, for FractalGen.from_pretrained (float32 again)."""
+def save_model(run: Path, folder: Path) -> None:
+    """Saves a run's averaged weights, as float16 to halve the file; from_pretrained gives float32 again."""
     path = checkpoint.locate(run)
     model = fractalgen.build(
         NAME, class_num=len(CLASSES), attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.1
@@ -65,8 +64,11 @@ def keep(run: Path, folder: Path) -> None:
     model.half().save_pretrained(folder)
 
 
-def write_seen(data: Path, folder: Path) -> None:
-    """folder/val: as many of each class's training images as are held out, neither mirrored nor moved."""
+def write_trained_on(data: Path, folder: Path) -> None:
+    """Copies some of the training images to folder/val, so that they can be evaluated like held-out images.
+
+    Each class gets as many of them as it has held-out images. None is mirrored or moved.
+    """
     for label in CLASSES:
         plain = sorted(path for path in (data / "train" / label).iterdir() if not COPY.search(path.stem))
         chosen = np.linspace(0, len(plain) - 1, len(list((data / "val" / label).iterdir()))).astype(int)
@@ -76,82 +78,87 @@ def write_seen(data: Path, folder: Path) -> None:
 
 
 def bits_per_dim(model: Path, data: Path, scores: Path) -> dict:
-    """Bits/dim of data/val, each image's class given."""
-    flags = (
-        f"{MODEL} --evaluate_nll --nll_labels --nll_forward_number {PASSES} --amp off {flag('resume', model)}"
-    )
-    return json.loads(
-        run_main(f"{flags} {flag('data_path', data)} {flag('output_dir', scores)}", capture=True)
-    )
+    """Returns the scores of the images in data/val; the model gets the class of each image."""
+    flags = f"{MODEL} --evaluate_nll --nll_labels --nll_forward_number {PASSES} --amp off"
+    return json.loads(run_main(flags, capture=True, resume=model, data_path=data, output_dir=scores))
 
 
 def draw(folder: Path) -> list[Image.Image]:
-    """PER_CLASS samples of each class, with the model's own settings."""
+    """Draws PER_CLASS samples of each class with the model's own settings."""
     labels = [label for label in range(len(CLASSES)) for _ in range(PER_CLASS)]
     return FractalGen.from_pretrained(folder).generate(labels, seed=0)
 
 
 def nearest(images: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers (n, BESIDE) of the nearest training images, and root mean squared distances (n,), in levels, to the nearest."""
+    """Finds the training images nearest to each of n images.
+
+    Returns their numbers (n, NEAREST), and root mean squared distances (n,) to the nearest, in values 0..255.
+    """
     flat, others = (group.reshape(len(group), -1).astype(np.float32) for group in (images, train))
     squares = (flat**2).sum(1)[:, None] + (others**2).sum(1) - 2 * flat @ others.T
-    order = squares.argsort(1)[:, :BESIDE]
+    order = squares.argsort(1)[:, :NEAREST]
     return order, np.sqrt(((flat - others[order[:, 0]]) ** 2).mean(1))
 
 
-def show(data: Path, images: list[Image.Image], folder: Path) -> None:
-    """samples.png; nearest.png; and in words how far from the training images the samples are."""
-    make_sheet(images, columns=PER_CLASS, zoom=2, row_labels=list(CLASSES)).save(folder / "samples.png")
+def evaluate(model: Path, data: Path, folder: Path) -> None:
+    """Prints bits per dimension of the model and of lossless files, for held-out and for training images."""
+    trained_on, scores = folder / "seen", folder / "scores"
+    for old in (trained_on, scores):
+        shutil.rmtree(old, ignore_errors=True)
+    write_trained_on(data, trained_on)
+    bounds = [bits_per_dim(model, images, scores) for images in (data, trained_on)]
+    files = [lossless_bits_per_dim(read_split(images / "val")[0]) for images in (data, trained_on)]
+    print("\nbits per dimension, fewer is better       held out   trained on")
+    rows = [(name, [bits[name] for bits in files]) for name in files[0]]
+    rows.append(("this model (a bound)", [bound["bits_per_dim"] for bound in bounds]))
+    rows.append(("  its standard error", [bound["standard_error"] for bound in bounds]))
+    for name, (held_out, seen) in rows:
+        print(f"  {name:<40}{held_out:8.3f}{seen:12.3f}")
+    print()
+
+
+def show(data: Path, samples: list[Image.Image], folder: Path) -> None:
+    """Writes samples.png and nearest.png, and prints how far the samples are from the training images."""
+    make_sheet(samples, columns=PER_CLASS, zoom=2, row_labels=list(CLASSES)).save(folder / "samples.png")
     (train, _), (val, _) = read_split(data / "train"), read_split(data / "val")
-    near, apart = nearest(np.stack([np.asarray(image) for image in images]), train)
-    few = [i for i in range(len(images)) if i % PER_CLASS < 4]
-    rows = [image for i in few for image in (images[i], *map(Image.fromarray, train[near[i]]))]
-    make_sheet(rows, columns=4 * (1 + BESIDE), zoom=2, row_labels=list(CLASSES)).save(folder / "nearest.png")
-    print("root mean squared distance to the nearest training image, of 255, median")
-    print(f"  of samples {np.median(apart):.1f}, of held-out images {np.median(nearest(val, train)[1]):.1f}")
-    print(f"  samples closer than 5: {(apart < 5).mean():.0%}")
-    read, right = share_read_as_asked(data, images)
-    print(
-        f"a logistic regression on the training images reads {read:.0%} of the samples as the class asked for"
-    )
-    print(f"(and {right:.0%} of the held-out images right)")
-    print(
-        f"\nsamples: {folder / 'samples.png'}; beside the training images nearest to them: {folder / 'nearest.png'}"
-    )
+    numbers, distances = nearest(np.stack([np.asarray(image) for image in samples]), train)
+    images = []
+    for i, sample in enumerate(samples):
+        if i % PER_CLASS < 4:
+            images += [sample, *map(Image.fromarray, train[numbers[i]])]
+    sheet = make_sheet(images, columns=4 * (1 + NEAREST), zoom=2, row_labels=list(CLASSES))
+    sheet.save(folder / "nearest.png")
+    print("root mean squared distance to the nearest training image, in values 0..255, median")
+    print(f"  of samples {np.median(distances):.1f}, ", end="")
+    print(f"of held-out images {np.median(nearest(val, train)[1]):.1f}")
+    print(f"  samples closer than 5: {(distances < 5).mean():.0%}")
+    share, accuracy = classify_by_regression(data, samples)
+    print(f"a logistic regression, trained on the training images, reads {share:.0%} of the samples as")
+    print(f"the class that they were drawn for, and {accuracy:.0%} of the held-out images right")
+    print(f"\nsamples: {folder / 'samples.png'}")
+    print(f"samples beside the training images nearest to them: {folder / 'nearest.png'}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("emoji.py", __doc__)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "output" / "emoji")
-    parser.add_argument("--model", type=Path, help="score the model in this folder, and train none")
+    parser.add_argument("--model", type=Path, help="evaluate the model in this folder, and do not train")
     parser.add_argument("--epochs", type=int, default=32, help="of training; more is better")
     parser.add_argument("--retrain", action="store_true", help="train again from the start")
     args = parser.parse_args()
     folder = args.output_dir.resolve()
-    data, run, seen, scores = (folder / name for name in ("data", "run", "seen", "scores"))
+    data, run = folder / "data", folder / "run"
     folder.mkdir(parents=True, exist_ok=True)
     if not data.exists():
         prepare(data)
-    model = args.model
-    if model is None:
+    if args.model is None:
         train(data, run, args.epochs, args.retrain)
         model = folder / "model"
-        keep(run, model)
+        save_model(run, model)
         plot_curve(run / "log.txt", "FractalMAR on Noto emoji", folder / "loss.png")
-    for old in (seen, scores):
-        shutil.rmtree(old, ignore_errors=True)
-    write_seen(data, seen)
-    held_out, trained = bits_per_dim(model, data, scores), bits_per_dim(model, seen, scores)
-    print("\nbits per dimension, fewer is better       held out   trained on")
-    files = [lossless_files(read_split(folder / "val")[0]) for folder in (data, seen)]
-    for name in files[0]:
-        print(f"  {name:<40}{files[0][name]:8.3f}{files[1][name]:12.3f}")
-    print(f"  {'this model (a bound)':<40}{held_out['bits_per_dim']:8.3f}{trained['bits_per_dim']:12.3f}")
-    print(
-        f"  {'  its standard error':<40}{held_out['standard_error']:8.3f}{trained['standard_error']:12.3f}\n"
-    )
+    else:
+        model = args.model.resolve()
+    evaluate(model, data, folder)
     show(data, draw(model), folder)
 
 

@@ -1,6 +1,6 @@
-"""Google's Noto emoji as a folder of 32 x 32 images in nine classes, for --data_path.
+"""Writes Google's Noto emoji as a folder of 32 x 32 images in nine classes, for --data_path.
 
-python demo/emoji_data.py output/emoji/data        fetches them with npm: 71 MB, once
+python demo/emoji_data.py output/emoji/data        downloads them with npm (71 MB)
 python demo/emoji_data.py output/emoji/data --package node_modules/emoji-datasource-google
 """
 
@@ -17,19 +17,21 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-PACKAGE = "emoji-datasource-google@16.0.0"  # Noto emoji, 64 px, and a JSON of their names and categories
-SIDE, HELD_OUT, AT_LEAST = 32, 8, 200  # pixels; every 8th emoji is held out; training images of a class
-# Class -> subcategories or names of the JSON, whether a mirrored image is one of the class, and skin tones besides yellow.
+PACKAGE = "emoji-datasource-google@16.0.0"  # Noto emoji of 64 px; JSON of their names and categories
+SIDE = 32  # pixels
+HELD_OUT = 8  # every 8th family of emoji is held out
+MIN_TRAINING_IMAGES = 200  # of a class, about; a class with fewer gets moved copies
 ANIMALS = (
-    "cat-face monkey-face mouse cow tiger rabbit cat horse monkey_face dog pig hamster wolf polar_bear bear panda_face "
-    "lion_face unicorn_face fox_face raccoon koala frog chicken moose"
+    "cat-face monkey-face mouse cow tiger rabbit cat horse monkey_face dog pig hamster wolf polar_bear bear "
+    "panda_face lion_face unicorn_face fox_face raccoon koala frog chicken moose"
 )
 BUTTONS = "keycap alphanum av-symbol arrow transport-sign religion zodiac"
 FACES = (
-    "face-smiling face-tongue face-sleepy face-affection face-glasses face-neutral-skeptical face-concerned face-unwell "
-    "face-hand face-hat angry rage triumph"
+    "face-smiling face-tongue face-sleepy face-affection face-glasses face-neutral-skeptical face-concerned "
+    "face-unwell face-hand face-hat angry rage triumph"
 )
 HANDS = "hand-fingers-open hand-fingers-closed hand-fingers-partial hand-single-finger"
+# Class -> subcategories or names in the JSON; whether its images may be mirrored; skin tones besides yellow.
 CLASSES = {
     "animal": (ANIMALS, True, ""),
     "button": (BUTTONS, False, ""),
@@ -41,22 +43,13 @@ CLASSES = {
     "heart": ("heart", True, ""),
     "person": ("person person-gesture person-role", False, "1F3FC 1F3FE"),
 }
-COPY = re.compile(r"-mirrored$|[+-][01][+-][01]$")  # how the name of a moved or mirrored copy ends
-SHIFTS = [
-    (0, 0),
-    (1, 0),
-    (0, 1),
-    (-1, 0),
-    (0, -1),
-    (1, 1),
-    (-1, -1),
-    (1, -1),
-    (-1, 1),
-]  # of the 64 px: half a pixel here
+COPY = re.compile(r"-mirrored$|[+-][01][+-][01]$")  # matches the end of the name of a moved or mirrored copy
+# By how much copies are moved, in pixels of the 64 x 64 images: half a pixel of ours.
+SHIFTS = [(0, 0), (1, 0), (0, 1), (-1, 0), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1)]
 
 
 def fetch(folder: Path) -> Path:
-    """The unpacked npm package, in `folder`. npm checks it against the registry's SHA-512."""
+    """Downloads the npm package into `folder` and unpacks it. npm checks the registry's SHA-512."""
     name = subprocess.run(
         ["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.PIPE, text=True
     )
@@ -66,13 +59,13 @@ def fetch(folder: Path) -> Path:
 
 
 def family(emoji: dict) -> str:
-    """What an emoji shares with its variants of skin, gender and direction, all of which go to the same split."""
+    """Returns what an emoji shares with its variants of skin, gender and direction; they go to one split."""
     code = re.sub(r"-200D-27A1|-FE0F|-200D-264[02]|-1F3F[B-F]", "", emoji["unified"])
     return re.sub(r"1F46[89]|1F9D1", "PERSON", code)
 
 
 def on_white(path: Path, shift: tuple[int, int] = (0, 0)) -> Image.Image:
-    """64 px with transparency -> 32 px RGB over white, each pixel the mean of four."""
+    """Reads an RGBA image of 64 px; returns it over white, RGB of 32 px, each pixel the mean of four."""
     image = Image.open(path).convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     moved = Image.new("RGBA", image.size)
@@ -82,7 +75,7 @@ def on_white(path: Path, shift: tuple[int, int] = (0, 0)) -> Image.Image:
 
 
 def members(emojis: list[dict], label: str) -> Iterator[tuple[str, str, str]]:
-    """(family, name, file) of each emoji of a class, and of its variants."""
+    """Yields (family, name, file) of each emoji of a class and of its variants."""
     wanted, _, tones = CLASSES[label]
     for emoji in emojis:
         if {emoji["subcategory"], emoji["short_name"]} & set(wanted.split()):
@@ -93,8 +86,11 @@ def members(emojis: list[dict], label: str) -> Iterator[tuple[str, str, str]]:
 
 
 def write_emoji(folder: Path, package: Path) -> None:
-    """folder/{train,val}/CLASS/NAME.png. Whole families are held out, as they are; those of `train` may be mirrored, and in
-    classes of few images there are copies of them moved by half a pixel. No image is there twice."""
+    """Writes folder/{train,val}/CLASS/NAME.png. No image is there twice.
+
+    Whole families are held out. Training images may be mirrored, and in classes with few images there are
+    copies that are moved by half a pixel.
+    """
     emojis = json.loads((package / "emoji.json").read_text())
     partial = folder.with_name(folder.name + ".tmp")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +102,7 @@ def write_emoji(folder: Path, package: Path) -> None:
         )
         held_out = set(families[::HELD_OUT])
         train = sum(group not in held_out for group, _, _ in found) * (1 + mirrored)
-        shifts = SHIFTS[: max(1, round(AT_LEAST / train))]
+        shifts = SHIFTS[: max(1, round(MIN_TRAINING_IMAGES / train))]
         for group, name, file in sorted(found, key=lambda member: member[0] not in held_out):
             split = "val" if group in held_out else "train"
             (partial / split / label).mkdir(parents=True, exist_ok=True)
@@ -121,7 +117,7 @@ def write_emoji(folder: Path, package: Path) -> None:
 
 
 def prepare(folder: Path, package: Path | None = None) -> None:
-    """write_emoji, the package fetched where it is not given; prints what is there."""
+    """Writes the emoji like `write_emoji`, downloads the package if `package` is None, and prints counts."""
     with tempfile.TemporaryDirectory() as scratch:
         write_emoji(folder, package or fetch(Path(scratch)))
     for split in ("train", "val"):
@@ -136,11 +132,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="where train/CLASS and val/CLASS shall be written")
-    parser.add_argument("--package", type=Path, help=f"the unpacked {PACKAGE}, where npm has it already")
+    parser.add_argument("folder", type=Path, help="folder to make, with train/CLASS and val/CLASS")
+    parser.add_argument("--package", type=Path, help=f"folder of {PACKAGE}, if npm has unpacked it already")
     args = parser.parse_args()
     if args.folder.exists():
-        parser.error(f"{args.folder} is there already")
+        parser.error(f"{args.folder} exists already; give a new folder")
     prepare(args.folder, args.package)
 
 

@@ -1,4 +1,4 @@
-"""Watching work from outside: what its callback is told, as an iterator."""
+"""Turns work that reports its steps to a callback into an iterator over these steps."""
 
 import queue
 import threading
@@ -7,37 +7,39 @@ from contextlib import suppress
 
 
 class Stopped(Exception):
-    """Raised in a callback whose watcher has gone."""
+    """Raised inside a callback after the iterator over its steps was closed."""
 
 
 def watch(work: Callable[[Callable], object]) -> Iterator[tuple]:
-    """Runs `work(callback)` in a thread; yields ("step", arguments of a callback), …, and ("result", what it returned).
+    """Runs `work(callback)` in a thread and yields its events.
 
-    What `work` raises is raised here. Where the iterator is closed, the work ends at its next callback.
+    Yields ("step", arguments) for each call of the callback, and at last ("result", what `work` returned).
+    An exception of `work` is raised here. If the iterator is closed early, the next call of the callback
+    raises `Stopped`, which ends the work.
     """
-    told: queue.SimpleQueue = queue.SimpleQueue()
-    stop = threading.Event()
+    events: queue.SimpleQueue = queue.SimpleQueue()
+    closed = threading.Event()
 
     def callback(*arguments) -> None:
-        if stop.is_set():
+        if closed.is_set():
             raise Stopped
-        told.put(("step", arguments))
+        events.put(("step", arguments))
 
     def run() -> None:
         try:
-            told.put(("result", work(callback)))
+            events.put(("result", work(callback)))
         except BaseException as error:
-            told.put(("error", error))
+            events.put(("error", error))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        while (event := told.get())[0] == "step":
+        while (event := events.get())[0] == "step":
             yield event
         if event[0] == "error":
             raise event[1]
         yield event
     finally:
-        stop.set()
+        closed.set()
         with suppress(RuntimeError):
             thread.join()

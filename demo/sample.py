@@ -1,32 +1,32 @@
-"""Images from a model: a sheet, the growth of the canvas as GIF or MP4, a folder for each class.
+"""Draws images from a model: a sheet of them, an animation of the growing canvas, a folder for each class.
 
     python demo/sample.py --classes face heart --num 8 --growth output/growth.gif
     python demo/sample.py --model fractalmar_in64 --classes "golden retriever" 387 --folders output/dogs
 
---model is a folder that save_pretrained wrote, an id on the Hugging Face hub, or a published model's name, whose weights
-are fetched. Images are PNG. What is left out is the model's best published setting.
+Images are written as PNG. A setting that is left out has the model's default value.
 """
 
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # in case the package is not installed
 
-from animation import Growth, save_animation  # noqa: E402
+from animation import Growth, check_can_write, save_animation
+from common import ROOT, add_model_flags, check_ending, make_parser, save_png
 
-from models.hub import zoo  # noqa: E402  needs the path above when the package is not installed
-from models.hub.classes import class_title, find_class  # noqa: E402
-from models.sampling.generate import is_out_of_memory, validate_num_iters  # noqa: E402
-from models.sampling.guidance import SCHEDULES, Guidance  # noqa: E402
-from util.errors import UserError  # noqa: E402
-from util.files import atomic_write  # noqa: E402
-from util.flags import Parser  # noqa: E402
-from util.pixels import make_sheet  # noqa: E402
+from models.hub.classes import class_title, find_class
+from models.hub.zoo import load
+from models.sampling.generate import is_out_of_memory
+from models.sampling.guidance import SCHEDULES, Guidance
+from models.sampling.options import check_steps
+from util.errors import UserError
+from util.flags import Parser
+from util.pixels import make_sheet
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -39,15 +39,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        "demo/sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def get_parser() -> Parser:
+    parser = make_parser("sample.py", __doc__)
+    add_model_flags(parser)
     parser.add_argument(
-        "--model", default=str(zoo.BUNDLED), help="default: the bundled model, demo/emoji_model"
-    )
-    parser.add_argument(
-        "--classes", nargs="+", metavar="CLASS", help="names or numbers; default: all, of many the first 10"
+        "--classes", nargs="+", metavar="CLASS", help="names or numbers; default: all, at most the first 10"
     )
     parser.add_argument("--num", type=positive, default=8, help="images of each class")
     parser.add_argument("--seed", type=int, default=0)
@@ -58,31 +54,33 @@ def get_parser() -> argparse.ArgumentParser:
         "--num_iter_list", type=numbers, help="steps of each level above the pixel, such as 64,16"
     )
     parser.add_argument(
-        "--batch", type=positive, default=64, help="images drawn together; the growth is that of the first"
+        "--batch", type=positive, default=64, help="images drawn together; --growth shows the first batch"
     )
     parser.add_argument(
-        "--chunk", type=positive, help="at most so many patches of a deeper level together, for less memory"
+        "--chunk", type=positive, help="patches of a deeper level drawn together; fewer need less memory"
     )
-    parser.add_argument("--device", help="default: the accelerator that torch finds, else cpu")
-    parser.add_argument(
-        "--sheet", type=Path, default=ROOT / "output" / "samples.png", help="a row for each class"
-    )
+    output = ROOT / "output" / "samples.png"
+    parser.add_argument("--sheet", type=Path, default=output, help="has a row for each class")
     parser.add_argument(
         "--growth", type=Path, nargs="+", default=[], metavar="FILE", help=".gif, .mp4, or both"
     )
     parser.add_argument(
-        "--levels", type=positive, default=1, help="so many levels' steps are seen in the growth"
+        "--levels", type=positive, default=1, help="--growth shows the steps of this many levels"
     )
-    parser.add_argument("--fps", type=positive, default=12, help="of the growth")
-    parser.add_argument("--folders", type=Path, metavar="FOLDER", help="gets FOLDER/<class>/0000.png, …")
+    parser.add_argument("--fps", type=positive, default=12, help="frames per second of --growth")
     parser.add_argument(
-        "--zoom", type=positive, help="of sheet and growth; default: to 96 pixels an image or more"
+        "--folders", type=Path, metavar="FOLDER", help="write FOLDER/CLASS/0000.png and so on"
+    )
+    parser.add_argument(
+        "--zoom",
+        type=positive,
+        help="of --sheet and --growth; default: so that an image has at least 96 pixels a side",
     )
     return parser
 
 
 def check_settings(model, args: argparse.Namespace) -> dict:
-    """The settings for `generate`. UserError for one that is out of range, before anything is drawn."""
+    """Returns the settings for `model.generate`. Raises UserError for one that is out of range."""
     defaults = model.sampling_defaults
     settings = dict(
         guidance_scale=defaults.guidance_scale if args.cfg is None else args.cfg,
@@ -91,7 +89,7 @@ def check_settings(model, args: argparse.Namespace) -> dict:
     )
     try:
         Guidance.create(*settings.values(), defaults.filter_threshold, num_levels=len(model.generators))
-        validate_num_iters(args.num_iter_list or defaults.num_inference_steps, len(model.generators))
+        check_steps(args.num_iter_list or defaults.num_inference_steps, len(model.generators))
         if not 0 <= args.seed < 2**63:
             raise ValueError(f"seed {args.seed} is out of range; it must be from 0 to 2**63 - 1")
     except ValueError as error:
@@ -108,42 +106,41 @@ def check_settings(model, args: argparse.Namespace) -> dict:
 
 
 def draw(
-    model, labels: list[int | None], settings: dict, batch: int, growth: Growth | None
+    model, labels: Sequence[int | None], settings: dict, batch: int, growth: Growth | None
 ) -> list[Image.Image]:
-    """An image for each label, `batch` at a time; None is a model's only class, if it has none."""
+    """Draws an image for each label, `batch` at a time. The labels are None if the model has no classes."""
     images = []
-    for begin in range(0, len(labels), batch):
-        some = labels[begin : begin + batch]
+    for start in range(0, len(labels), batch):
+        some = labels[start : start + batch]
         images += model.generate(
             None if some[0] is None else some,
             num_images=len(some),
-            indices=range(begin, begin + len(some)),
-            callback_on_step_end=growth if begin == 0 else None,
+            indices=range(start, start + len(some)),
+            callback_on_step_end=growth if start == 0 else None,
             **settings,
         )
     return images
 
 
-def write_folders(folder: Path, images: list[Image.Image], labels: list[int | None], names) -> None:
-    """folder/<class>/<number>.png, written whole."""
+def write_folders(
+    folder: Path,
+    images: Sequence[Image.Image],
+    labels: Sequence[int | None],
+    class_names: Sequence[str] | None,
+) -> None:
+    """Writes the images of each class as folder/CLASS/0000.png and so on."""
     counts: dict[Path, int] = {}
     for image, label in zip(images, labels, strict=True):
-        title = (
-            "images"
-            if label is None
-            else f"{label:04d} {class_title(label, names)}"
-            if names
-            else f"{label:04d}"
-        )
-        where = folder / re.sub(r"[^\w ,.'-]", "_", title)
-        save_image(where / f"{counts.setdefault(where, 0):04d}.png", image)
-        counts[where] += 1
-
-
-def save_image(path: Path, image: Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path, durable=False) as temporary:
-        image.save(temporary, "PNG")
+        if label is None:
+            name = "images"
+        elif class_names is None:
+            name = f"{label:04d}"
+        else:
+            name = f"{label:04d} {class_names[label]}"
+        class_folder = folder / re.sub(r"[^\w ,.'-]", "_", name)
+        number = counts.get(class_folder, 0)
+        save_png(class_folder / f"{number:04d}.png", image)
+        counts[class_folder] = number + 1
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -161,30 +158,22 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    for path in args.growth:
-        if path.suffix.lower() not in (".gif", ".mp4"):
-            raise UserError(f"--growth {path}: its name must end in .gif or .mp4")
-    if args.sheet.suffix.lower() != ".png":
-        raise UserError(f"--sheet {args.sheet}: its name must end in .png")
-    if args.folders and args.folders.is_dir() and any(args.folders.iterdir()):
-        raise UserError(
-            f"--folders {args.folders}: has something in it; give a new folder, so that no images mix"
-        )
-    model = zoo.load(args.model, args.device)
+    check_output(args)
+    model = load(args.model, args.device)
     settings = check_settings(model, args)
     if args.classes:
-        classes = [find_class(said, model.class_names, model.class_num) for said in args.classes]
+        classes = [find_class(name, model.class_names, model.class_num) for name in args.classes]
     else:
         classes = list(range(min(10, model.class_num))) or [None]
     labels = [label for label in classes for _ in range(args.num)]
     side = model.img_size_list[0]
     zoom = args.zoom or max(1, -(-96 // side))
     for path in (args.sheet, *args.growth):
-        path.parent.mkdir(parents=True, exist_ok=True)  # before the work
+        path.parent.mkdir(parents=True, exist_ok=True)  # fails before the work if it cannot be done
     growth = Growth(args.num, zoom) if args.growth else None
     images = draw(model, labels, settings, args.batch, growth)
-    rows = [] if classes == [None] else [class_title(label, model.class_names) for label in classes]
-    save_image(args.sheet, make_sheet(images, args.num, zoom, rows))
+    row_labels = [] if classes == [None] else [class_title(label, model.class_names) for label in classes]
+    save_png(args.sheet, make_sheet(images, args.num, zoom, row_labels))
     written = [args.sheet]
     if args.folders:
         write_folders(args.folders, images, labels, model.class_names)
@@ -193,6 +182,15 @@ def run(args: argparse.Namespace) -> None:
         save_animation(path, growth.frames, args.fps)
         written.append(path)
     print(f"{len(images)} images of {side} x {side} pixels, seed {args.seed}:", ", ".join(map(str, written)))
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Raises UserError for an output that cannot be written, or whose folder holds other files."""
+    for path in args.growth:
+        check_can_write(path)
+    check_ending("--sheet", args.sheet, ".png")
+    if args.folders and args.folders.is_dir() and any(args.folders.iterdir()):
+        raise UserError(f"--folders {args.folders}: this folder is not empty; give a new one")
 
 
 if __name__ == "__main__":
