@@ -1,7 +1,15 @@
-"""Side by side with the slow twin, in one process, interleaved: make bench, or python tests/bench.py --help.
+"""Compares the library's speed and memory with those of tests/reference_model.py.
 
-Every line says what was held against what; the last one is JSON. Ratios above 1 mean that ours is faster. Medians of
-`--repeats` rounds; each round runs every variant once, so that a slow spell of the machine meets them all.
+    make bench BENCH="sampling --batch 2"      or python tests/bench.py sampling --batch 2
+
+sampling  draws whole images with guidance
+pixel     runs the RGB head alone, with guidance
+training  computes the loss and its gradients, and runs the optimiser's step
+data      reads JPEG files; compared with torchvision's ImageFolder
+
+Prints a line for each of them, and at last all numbers as one line of JSON. A ratio above 1 means that the
+library is faster. Times are medians of --repeats rounds. Each round runs every variant once, so that a slow
+phase of the machine affects all variants.
 """
 
 import argparse
@@ -28,13 +36,16 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from engine_fractalgen import add_weight_decay
-from models import fractalgen
 from models.fractalgen import PRESETS, FractalGen
 from models.generator import Mask
 from models.noise import Noise
+from models.sampling.canvas import Batch
+from models.sampling.generate import build_sampler
+from models.sampling.guidance import Guidance
 from models.sampling.prepare import Setup
 from util.crop import center_crop_arr
-from util.data.loader import ImageDataset, ImageFolderDataset
+from util.data.folders import class_folders
+from util.data.loader import ImageDataset
 from util.data.packed import Packed
 from util.data.tool import pack
 
@@ -43,7 +54,7 @@ FP32 = torch.autocast("cpu", enabled=False)
 
 
 def interleaved(variants: dict[str, Callable], repeats: int, memory: dict | None = None) -> dict[str, float]:
-    """Median wall seconds of each variant; `memory` takes the most GiB that each needed."""
+    """Returns each variant's median wall time in seconds. `memory` gets each variant's peak memory in GiB."""
     took = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
@@ -57,23 +68,22 @@ def interleaved(variants: dict[str, Callable], repeats: int, memory: dict | None
 
 
 def compared(variants: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Seconds, memory, and the twin's seconds over each other's."""
+    """Returns seconds and peak memory, and the time of "reference" divided by that of each other variant."""
     memory = {}
     seconds = interleaved(variants, repeats, memory)
     result = {f"seconds_{key}": value for key, value in seconds.items()}
     result |= {f"peak_gib_{key}": value for key, value in memory.items()}
     return result | {
-        f"ratio_{key}": seconds["twin"] / value for key, value in seconds.items() if key != "twin"
+        f"ratio_{key}": seconds["reference"] / value for key, value in seconds.items() if key != "reference"
     }
 
 
 class PeakMemory(threading.Thread):
-    """Within it, `gib` becomes the most resident memory above that at the start."""
+    """A context in which `gib` becomes the largest increase of resident memory since the start, in GiB."""
 
     def __enter__(self):
-        with suppress(
-            OSError, AttributeError
-        ):  # glibc's: what was freed before is not ours to be had for nothing
+        # Gives freed memory back to the system, so that using it again counts. Only glibc has this function.
+        with suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         self.start_gib, self.gib, self.stop = self.resident(), 0.0, threading.Event()
         self.start()
@@ -94,7 +104,7 @@ class PeakMemory(threading.Thread):
 
 
 def thin(name: str, blocks: list[int] | None) -> FractalGen:
-    """The preset at full width, with so many blocks a level."""
+    """Builds the preset's model at full width, with `blocks` blocks at each level unless they are None."""
     p = PRESETS[name]
     torch.manual_seed(0)
     settings = dict(guiding_pixel=p.guiding_pixel, num_conds=p.num_conds)
@@ -102,16 +112,11 @@ def thin(name: str, blocks: list[int] | None) -> FractalGen:
 
 
 def rates() -> dict[str, float]:
-    """What this process could do at best now: products of 522 x 1024 x 4096, GFLOP/s; memory read, GB/s."""
+    """Measures GFLOP/s of a 522 x 1024 x 4096 matrix product, and GB/s of reading memory."""
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         x, weights = torch.randn(522, 1024).to(dtype), [torch.randn(4096, 1024).to(dtype) for _ in range(4)]
-        packed = [torch.ops.mkldnn._reorder_linear_weight(w, len(x)) for w in weights]
-
-        def run(x=x, packed=packed):
-            for w in packed:
-                torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "none")
-
+        run = lambda x=x, weights=weights: [torch.nn.functional.linear(x, w) for w in weights]  # noqa: E731
         run()
         found[f"gemm_{str(dtype)[6:]}_gflops"] = (
             4 * 2 * 522 * 1024 * 4096 / interleaved({"": run}, 9)[""] / 1e9
@@ -122,8 +127,11 @@ def rates() -> dict[str, float]:
 
 
 def least(model: FractalGen, steps, batch: int) -> dict[str, float]:
-    """What guided sampling cannot do without: `flop` of the MAR levels' products, `bytes` of float32 weights that the AR levels
-    read, each once a step for the whole batch. The RGB head is left out."""
+    """Returns the least work of guided sampling, without that of the RGB head.
+
+    flop   floating-point operations of the MAR levels' matrix products
+    bytes  bytes of the float32 weights that the AR levels read, once per step for the whole batch
+    """
     need, images, draws = {"flop": 0.0, "bytes": 0.0}, 2 * batch, 1
     for number, generator in enumerate(model.generators):
         spec = generator.spec
@@ -152,7 +160,7 @@ def least(model: FractalGen, steps, batch: int) -> dict[str, float]:
 
 
 def sampling(model: FractalGen, name: str, args) -> dict[str, float]:
-    """A batch of whole images with guidance."""
+    """Measures how long a batch of whole images takes with guidance."""
     steps, labels, drawn = PRESETS[name].steps, torch.arange(args.batch) % 10, {}
     noise = Noise.of_images(0, range(args.batch), model.noise_sizes)
     conds = [
@@ -160,22 +168,24 @@ def sampling(model: FractalGen, name: str, args) -> dict[str, float]:
     ] * model.num_conds
     model.eval()
 
-    def twin():
-        drawn["twin"] = reference_model.ReferenceSampler(model, steps, 4.0, "constant").sample(labels, noise)
+    def reference():
+        drawn["reference"] = reference_model.ReferenceSampler(model, steps, 4.0, "constant").sample(
+            labels, noise
+        )
 
     def ours(key, autocast):
         with autocast:
             drawn[key] = model.sample(conds, steps, 4.0, "constant", noise=noise, compiled=args.compile)
 
     variants = {
-        "twin": twin,
+        "reference": reference,
         "float32": lambda: ours("float32", FP32),
         "bfloat16": lambda: ours("bfloat16", BF16),
     }
     if args.compile:
         variants["float32"](), variants["bfloat16"]()
     result = compared(variants, args.repeats)
-    result["equal_subpixels"] = (drawn["twin"] == drawn["float32"]).float().mean().item()
+    result["equal_subpixels"] = (drawn["reference"] == drawn["float32"]).float().mean().item()
     need = least(model, steps, args.batch)
     for key, rate in (
         ("float32", args.rates["gemm_float32_gflops"]),
@@ -190,7 +200,7 @@ def sampling(model: FractalGen, name: str, args) -> dict[str, float]:
             f"share_of_limit_{key}": seconds / result[f"seconds_{key}"],
         }
     if args.ops:
-        for key in ("twin", "float32"):
+        for key in ("reference", "float32"):
             with OpCount() as ops:
                 variants[key]()
             result |= {f"launched_{key}": ops.total, f"syncs_{key}": sum(ops.syncs.values())}
@@ -198,35 +208,29 @@ def sampling(model: FractalGen, name: str, args) -> dict[str, float]:
 
 
 def pixel(model: FractalGen, name: str, args) -> dict[str, float]:
-    """One call of the RGB head for 4 patches an image, guided."""
-    n, sampler, twin = (
-        4 * args.batch,
-        model.sampler(Setup(torch.float32)),
-        reference_model.ReferenceSampler(model, PRESETS[name].steps, 4.0),
-    )
-    while hasattr(sampler, "child"):
-        sampler = sampler.child
-    fractal = model
-    while isinstance(fractal, FractalGen):
-        width, fractal = fractal.generator.spec.embed_dim, fractal.next_fractal
+    """Measures one call of the RGB head with guidance, for 4 pixels of each image."""
+    n, head, sampler = 4 * args.batch, model, build_sampler(model, Setup(torch.float32))
+    reference = reference_model.ReferenceSampler(model, PRESETS[name].steps, 4.0)
+    while isinstance(head, FractalGen):
+        width, head, sampler = head.generator.spec.embed_dim, head.next_fractal, sampler.child
     conds, noise = [torch.randn(2 * n, width)], Noise([torch.rand(n, 5, 1, 1)])
-    guidance = fractalgen.Guidance.create(4.0, "constant", 1.0, 1e-4)
+    batch = Batch(conds, Guidance.create(4.0, "constant", 1.0, 1e-4), noise)
     with torch.inference_mode():
         run = {
-            "twin": lambda: [twin.pixel(fractal, conds, noise, 4.0) for _ in range(20)],
-            "ours": lambda: [sampler.draw(conds, guidance, noise) for _ in range(20)],
+            "reference": lambda: [reference.pixel(head, conds, noise, 4.0) for _ in range(20)],
+            "ours": lambda: [sampler.sample(batch) for _ in range(20)],
         }
         interleaved(run, 1)
         seconds = interleaved(run, max(args.repeats, 5))
     return {
-        "seconds_twin": seconds["twin"] / 20,
+        "seconds_reference": seconds["reference"] / 20,
         "seconds_ours": seconds["ours"] / 20,
-        "ratio": seconds["twin"] / seconds["ours"],
+        "ratio": seconds["reference"] / seconds["ours"],
     }
 
 
 def training(model: FractalGen, name: str, args) -> dict[str, float]:
-    """Forward and backward of `--train_batch` images with dropout, then the optimiser's step."""
+    """Measures forward and backward passes of --train_batch images with dropout, and the optimiser's step."""
     size, n = model.img_size_list[0], args.train_batch
     images, labels, rows, masks = torch.randn(n, 3, size, size).clamp(-2, 2), torch.arange(n), n, []
     for generator in model.generators:
@@ -243,7 +247,10 @@ def training(model: FractalGen, name: str, args) -> dict[str, float]:
         model.zero_grad()
 
     variants = {
-        "twin": lambda: (reference_model.loss(model, images, labels, masks).backward(), model.zero_grad()),
+        "reference": lambda: (
+            reference_model.loss(model, images, labels, masks).backward(),
+            model.zero_grad(),
+        ),
         "float32": lambda: ours(FP32),
         "bfloat16": lambda: ours(BF16),
     }
@@ -262,9 +269,11 @@ def training(model: FractalGen, name: str, args) -> dict[str, float]:
 
 
 def data(args) -> dict[str, float]:
-    """Images a second on one core, from 500 x 375 JPEGs; `plain`: torchvision's folder, ADM crop, tensor, normalise.
+    """Measures images per second on one core, read from JPEG files of 500 x 375 pixels.
 
-    `pack`: the packed cache of the same.
+    plain  torchvision's ImageFolder and transforms, with the ADM crop
+    exact  the library's ImageDataset
+    pack   the library's packed file of the same images
     """
     from sklearn.datasets import load_sample_images
 
@@ -285,23 +294,17 @@ def data(args) -> dict[str, float]:
                 transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
             ]
             plain = ImageFolder(folder, transforms.Compose(steps))
-            exact, fast = (
-                ImageFolderDataset(Path(folder), size, flip=True, seed=0, fast=fast) for fast in (False, True)
-            )
+            exact = ImageDataset(class_folders(Path(folder)), size, flip=True, seed=0)
             pack(exact.source, Path(packs) / str(size), size, num_workers=0)
             packed = ImageDataset(Packed(Path(packs) / str(size)), size, flip=True, seed=0)
             variants = {
                 "plain": lambda plain=plain: [plain[i] for i in range(40)],
                 "exact": lambda exact=exact: [exact[0, i] for i in range(40)],
-                "fast_decode": lambda fast=fast: [fast[0, i] for i in range(40)],
                 "pack": lambda packed=packed: [packed[0, i] for i in range(40)],
             }
             seconds = interleaved(variants, max(args.repeats, 5))
             result |= {f"images_per_s_{size}_{key}": 40 / value for key, value in seconds.items()}
-            result |= {
-                f"ratio_{size}_{key}": seconds["plain"] / seconds[key]
-                for key in ("exact", "fast_decode", "pack")
-            }
+            result |= {f"ratio_{size}_{key}": seconds["plain"] / seconds[key] for key in ("exact", "pack")}
     return result
 
 
@@ -314,14 +317,17 @@ def main() -> None:
     parser.add_argument(
         "--blocks",
         type=lambda text: [int(n) for n in text.split(",")],
-        help="blocks a level, fewer than the preset",
+        metavar="N,N,...",
+        help="number of blocks of each level, such as 2,2,1; default: the preset's",
     )
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--train_batch", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--ops", action="store_true", help="also count the operations dispatched")
+    parser.add_argument("--batch", type=int, default=1, help="images of sampling and pixel")
+    parser.add_argument("--train_batch", type=int, default=2, help="images of training")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds, of which the median counts")
+    parser.add_argument("--compile", action="store_true", help="compile the library's sampler")
+    parser.add_argument(
+        "--ops", action="store_true", help="also count the operations that sampling dispatches"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.rates = rates()

@@ -1,10 +1,15 @@
-"""How best to edit: orders of partly known patches, guiding pixels of them, and the naive way, on held-out images.
+"""Compares ways to edit images on held-out images whose hidden pixels are known.
 
     python tests/bench_edit.py MODEL DATA [--images 64]
 
-MODEL: a folder of save_pretrained; DATA: images in val/CLASS/. For random boxes and strokes it prints, for each way,
-bits    negative log2-likelihood a hidden sub-pixel of the true image, as the unguided sampler meets it (fewer is better)
-seam    mean step in levels between drawn and known neighbours, over that of the true images there (1 is best)
+MODEL is a folder that save_pretrained wrote. DATA has images train/CLASS/*.png and val/CLASS/*.png of the
+model's size. The ways differ in when partly known patches are drawn, and in how their guiding pixels are drawn.
+The naive way draws whole patches and pastes the known pixels over them. Random boxes and strokes are hidden.
+Prints for each way
+
+bits    bits per hidden dimension of the true image, in the unguided sampler's distributions; fewer is better
+seam    mean absolute difference of drawn values and their known neighbours, divided by that in the true
+        images; 1 is best
 """
 
 import argparse
@@ -20,7 +25,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models.fractalgen import FractalGen
-from models.noise import COLOUR, Noise
+from models.noise import VALUES, Noise
 from models.patches import patchify
 from models.sampling.guidance import inverse_cdf
 from models.sampling.known import KnownPixels
@@ -28,21 +33,24 @@ from util.pixels import normalize, to_values
 
 
 class ForcedBits:
-    """Teacher forcing of an edit: hidden pixels, and the guiding pixels above them, become the true ones; their bits are added
-    up. Where `free` (B, H, H), pixels are drawn from the model."""
+    """A `pick` that makes an edit draw the true images, and adds up the bits of these draws.
 
-    def __init__(self, model, levels, free, seed):
-        self.noise, self.bits = Noise.of_images(seed, range(len(levels)), model.noise_sizes), 0.0
+    Hidden pixels and their guiding pixels get the true values. The uniforms encode them, as 2 plus the value.
+    """
+
+    def __init__(self, model, values, free, seed):
+        """Values (B, 3, H, H) of the true images. Where `free` (B, H, H), pixels are drawn from the model."""
+        self.noise, self.bits = Noise.of_images(seed, range(len(values)), model.noise_sizes), 0.0
         for side, size in zip(self.noise.maps, model.noise_sizes, strict=True):
-            images = normalize(levels)
+            images = normalize(values)
             means = patchify(images, size).unflatten(2, (3, size, size)).mean(-1).mean(-1)  # (B, L, 3)
-            forced = (2 + to_values(means, dim=2)).transpose(1, 2).float().view_as(side[:, COLOUR])
+            forced = (2 + to_values(means, dim=2)).transpose(1, 2).float().view_as(side[:, VALUES])
             if size == 1:
-                forced = torch.where(free[:, None], side[:, COLOUR], forced)
-            elif free.any():  # a guiding pixel over pixels that are drawn is drawn
-                touched = patchify(free[:, None].float(), size).amax(-1).view(len(levels), 1, *side.shape[2:])
-                forced = torch.where(touched > 0, side[:, COLOUR], forced)
-            side[:, COLOUR] = forced
+                forced = torch.where(free[:, None], side[:, VALUES], forced)
+            elif free.any():  # the guiding pixel of a patch with such pixels is drawn from the model too
+                touched = patchify(free[:, None].float(), size).amax(-1).view(len(values), 1, *side.shape[2:])
+                forced = torch.where(touched > 0, side[:, VALUES], forced)
+            side[:, VALUES] = forced
 
     def __call__(self, probs, uniforms):
         forced = uniforms >= 2
@@ -53,7 +61,7 @@ class ForcedBits:
 
 
 def masks(n: int, side: int, seed: int) -> torch.Tensor:
-    """Boxes of about a quarter of the image, and thick strokes, by turns: bool (n, side, side)."""
+    """Returns masks (n, side, side), bool: by turns a box of about a quarter and a thick stroke."""
     rng, out = np.random.default_rng(seed), np.zeros((n, side, side), bool)
     rows, columns = np.mgrid[:side, :side]
     for i in range(n):
@@ -67,9 +75,12 @@ def masks(n: int, side: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
-def seam(levels: torch.Tensor, hidden: torch.Tensor) -> float:
-    """Mean absolute step, in levels, between neighbours of which one is hidden: (B, 3, H, H), (B, H, H)."""
-    total, count, x = 0.0, 0, levels.double()
+def seam(values: torch.Tensor, hidden: torch.Tensor) -> float:
+    """Returns the mean absolute difference of neighbours of which one is hidden and one is not.
+
+    values (B, 3, H, H) in 0..255; hidden (B, H, H), bool
+    """
+    total, count, x = 0.0, 0, values.double()
     for dim in (1, 2):
         edge = hidden.narrow(dim, 1, hidden.shape[dim] - 1) != hidden.narrow(dim, 0, hidden.shape[dim] - 1)
         step = (
@@ -82,7 +93,7 @@ def seam(levels: torch.Tensor, hidden: torch.Tensor) -> float:
 
 
 def dilated(hidden: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Whole patches of level 0 that have a hidden pixel."""
+    """Returns the mask, bool (B, H, H), of all patches of level 0 that have a hidden pixel."""
     whole = (
         patchify(hidden[:, None].float(), patch_size)
         .amax(-1)
@@ -92,7 +103,10 @@ def dilated(hidden: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 
 def precedence(partly: float):
-    """Partly known patches in random order among themselves, -1 before the others, 0 among them, 1 after them."""
+    """Returns a `KnownPixels.precedence` that decides when partly known patches are drawn.
+
+    partly  -1 before the patches without known pixels, 0 among them, 1 after them
+    """
 
     def of(self, patch_size):
         share = self.hidden_pixels(patch_size) / patch_size**2
@@ -110,27 +124,27 @@ def possible_only(self, channel, drawn):
     return torch.where(weights.isneginf(), weights, 0.0)
 
 
-GUIDE = KnownPixels.guide_weights
+GUIDE = KnownPixels.guiding_weights
 
 
-def measure(model, levels, labels, hidden, seeds, naive=False):
-    """Bits a hidden sub-pixel and seam."""
+def measure(model, values, labels, hidden, seeds, naive=False):
+    """Returns bits per hidden dimension and its standard deviation over seeds, and the same of the seam."""
     drawn_mask = dilated(hidden, model.img_size_list[1]) if naive else hidden
-    given = KnownPixels(normalize(levels), drawn_mask)
+    known = KnownPixels(normalize(values), drawn_mask)
     cond = [model.class_emb(labels)] * model.num_conds
     bits, seams = [], []
     for seed in seeds:
-        forced = ForcedBits(model, levels, drawn_mask & ~hidden, seed)
+        forced = ForcedBits(model, values, drawn_mask & ~hidden, seed)
         model.sample(
-            cond, model.sampling_defaults.num_inference_steps, noise=forced.noise, pick=forced, given=given
+            cond, model.sampling_defaults.num_inference_steps, noise=forced.noise, pick=forced, known=known
         )
         bits.append(forced.bits / (3 * hidden.sum().item()))
-        noise = Noise.of_images(seed, range(len(levels)), model.noise_sizes)
+        noise = Noise.of_images(seed, range(len(values)), model.noise_sizes)
         out = to_values(
-            model.sample(cond, model.sampling_defaults.num_inference_steps, noise=noise, given=given)
+            model.sample(cond, model.sampling_defaults.num_inference_steps, noise=noise, known=known)
         )
-        out = torch.where(hidden[:, None], out, levels.long())
-        seams.append(seam(out, hidden) / seam(levels, hidden))
+        out = torch.where(hidden[:, None], out, values.long())
+        seams.append(seam(out, hidden) / seam(values, hidden))
     return np.mean(bits), np.std(bits), np.mean(seams), np.std(seams)
 
 
@@ -138,10 +152,10 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model")
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("model", help="a folder that save_pretrained wrote")
+    parser.add_argument("data", type=Path, help="a folder with train/CLASS and val/CLASS")
+    parser.add_argument("--images", type=int, default=64, help="number of held-out images")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds to average over")
     parser.add_argument("--num_iter", type=int, nargs="+", help="steps of each level; default: the model's")
     args = parser.parse_args()
     model = FractalGen.from_pretrained(args.model)
@@ -150,29 +164,29 @@ def main():
     classes = sorted(path.name for path in (args.data / "train").iterdir())
     paths = sorted((args.data / "val").glob("*/*.png"))
     paths = [paths[i] for i in np.random.default_rng(0).permutation(len(paths))[: args.images]]
-    levels = torch.stack(
+    values = torch.stack(
         [torch.from_numpy(np.asarray(Image.open(p).convert("RGB")).copy()).permute(2, 0, 1) for p in paths]
     )
     labels = torch.tensor([classes.index(path.parent.name) for path in paths])
-    hidden = masks(len(paths), levels.shape[-1], seed=1)
+    hidden = masks(len(paths), values.shape[-1], seed=1)
     ways = {
-        "partly known first, rather the most known (as it is)": (KnownPixels.precedence, GUIDE),
+        "partly known first, the most complete first (default)": (KnownPixels.precedence, GUIDE),
         "partly known first": (precedence(-1.0), GUIDE),
         "in random order with the others": (precedence(0.0), GUIDE),
         "partly known last": (precedence(1.0), GUIDE),
     }
     if model.generators[-1].spec.guiding_pixel:
-        ways["guiding pixel drawn as if nothing were known"] = (KnownPixels.precedence, no_guide)
-        ways["guiding pixel within what is possible"] = (KnownPixels.precedence, possible_only)
+        ways["guiding pixels drawn as if no pixel were known"] = (KnownPixels.precedence, no_guide)
+        ways["guiding pixels drawn among the possible values"] = (KnownPixels.precedence, possible_only)
     for name, (order, guide) in ways.items():
         with (
             patch.object(KnownPixels, "precedence", order),
-            patch.object(KnownPixels, "guide_weights", guide),
+            patch.object(KnownPixels, "guiding_weights", guide),
         ):
-            report(name, measure(model, levels, labels, hidden, range(args.seeds)))
+            report(name, measure(model, values, labels, hidden, range(args.seeds)))
     report(
-        "naive: whole patches, known pixels pasted",
-        measure(model, levels, labels, hidden, range(args.seeds), naive=True),
+        "naive: whole patches drawn, known pixels pasted",
+        measure(model, values, labels, hidden, range(args.seeds), naive=True),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from unittest.mock import patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -11,6 +12,8 @@ import torch
 from PIL import Image
 
 from models.fractalgen import FractalGen
+
+ROOT = Path(__file__).resolve().parent.parent
 
 TINY = {
     "ar": dict(generator_type_list=["ar", "ar", "ar"], num_conds=1),
@@ -22,7 +25,7 @@ TINY = {
 
 
 def tiny_model(kind: str = "mar", **changes) -> FractalGen:
-    """A seeded model for 8 px with 2 px patches, in eval mode."""
+    """Returns a model of 8 px images and 2 px patches, with seeded random weights, in evaluation mode."""
     torch.manual_seed(0)
     config = dict(
         img_size_list=[8, 2, 1],
@@ -35,7 +38,7 @@ def tiny_model(kind: str = "mar", **changes) -> FractalGen:
 
 
 def opinionated(model: FractalGen) -> FractalGen:
-    """Larger weights, so that what is drawn depends on labels, conditions and neighbours, as in a trained model."""
+    """Enlarges weights, so that drawn values depend on labels, conditions and neighbours as if trained."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() > 1:
@@ -44,7 +47,7 @@ def opinionated(model: FractalGen) -> FractalGen:
 
 
 def swayed(model: FractalGen) -> FractalGen:
-    """Opinionated, and what it draws depends on a fraction of a level in a guiding pixel."""
+    """Like `opinionated`; in addition, drawn values depend on small changes of guiding pixels."""
     opinionated(model)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -64,7 +67,7 @@ def _seeded():
 
 
 def train_tiny(data_path, output_dir, flags: str = "") -> list[dict]:
-    """Trains a tiny model of 8 px for an epoch through the command line. Returns the records of its log.txt."""
+    """Trains a tiny model of 8 px for an epoch by the command line. Returns the records of its log.txt."""
     import main_fractalgen
 
     settings = (
@@ -76,18 +79,18 @@ def train_tiny(data_path, output_dir, flags: str = "") -> list[dict]:
 
 
 def score(records: list[dict], name: str) -> float:
-    """The last figure of that name in a log."""
+    """Returns the last number of that name in a log."""
     return [record[name] for record in records if name in record][-1]
 
 
-def save_image(path, levels: torch.Tensor) -> None:
-    """uint8 (3, H, W) -> a file of the kind that its name says."""
+def save_image(path, values: torch.Tensor) -> None:
+    """Writes values (3, H, W), uint8, as an image file of the format that its name says."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(levels.permute(1, 2, 0).numpy()).save(path)
+    Image.fromarray(values.permute(1, 2, 0).numpy()).save(path)
 
 
-def random_levels(n: int, size: int, seed: int = 0) -> torch.Tensor:
-    """uint8 images (n, 3, size, size)."""
+def random_values(n: int, size: int, seed: int = 0) -> torch.Tensor:
+    """Returns n images of random values, uint8 (n, 3, size, size)."""
     return torch.randint(
         0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
     )
@@ -95,9 +98,10 @@ def random_levels(n: int, size: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def inception_weights(tmp_path_factory):
-    """A weights file of the right architecture with seeded random numbers: the real one is 96 MB on another machine.
+    """A weights file of the Inception network with seeded random numbers.
 
-    Scaled so that images stay apart through all layers, as trained weights keep them.
+    The real file is a download of 96 MB. The weights are scaled so that different images have
+    different features, as with trained weights.
     """
     import torch_fidelity.feature_extractor_inceptionv3 as inception
 
@@ -117,7 +121,7 @@ def inception_weights(tmp_path_factory):
 
 @pytest.fixture
 def colour_network(monkeypatch):
-    """A quick stand-in for the Inception network: the mean colour, and nothing else."""
+    """Replaces the Inception network by a fast one, whose features are an image's mean colour."""
     from evaluation import score
 
     class Colour:
@@ -126,8 +130,8 @@ def colour_network(monkeypatch):
         def __init__(self, file, device):
             pass
 
-        def __call__(self, levels):
-            colour = levels.float().mean((2, 3)) / 255
+        def __call__(self, values):
+            colour = values.float().mean((2, 3)) / 255
             return colour, 20 * colour
 
     monkeypatch.setattr(score, "Inception", Colour)

@@ -1,7 +1,7 @@
-"""Files that run code where they are loaded carelessly, and files that only mislead.
+"""Writes hostile files: some run code if they are loaded without checks, others have odd contents.
 
-`RUNS_CODE[kind](path, canary)` writes a file that makes the file `canary` when plain torch.load takes it; those of `ODD`
-do no more to a careless reader than fail, or give it something that is no weights.
+`RUNS_CODE[kind](path, canary)` writes a file that creates the file `canary` if torch.load reads it without
+`weights_only`. `ODD[kind](path, canary)` writes one that makes such a call fail, or return no usable weights.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 
 
 class Call:
-    """Pickles as the call `function(*args)`."""
+    """An object whose pickle calls `function(*args)` when it is loaded."""
 
     def __init__(self, function, *args):
         self.function, self.args = function, args
@@ -31,7 +31,7 @@ class Call:
 
 
 class MadeByNew:
-    """Makes its canary in `__new__`, which the opcodes NEWOBJ and NEWOBJ_EX call."""
+    """Creates the canary file in `__new__`, which the opcodes NEWOBJ and NEWOBJ_EX call."""
 
     def __new__(cls, canary):
         Path(canary).touch()
@@ -39,7 +39,7 @@ class MadeByNew:
 
 
 class MadeByState:
-    """Makes its canary in `__setstate__`, which the opcode BUILD calls."""
+    """Creates the canary file in `__setstate__`, which the opcode BUILD calls."""
 
     def __init__(self, canary):
         self.canary = str(canary)
@@ -57,7 +57,7 @@ def shell(canary: Path) -> str:
 
 
 def zipped(path: Path, pickled: bytes, **members: bytes) -> None:
-    """torch's zip format around a pickle of any making."""
+    """Writes a pickle in the zip format of torch.save."""
     with zipfile.ZipFile(path, "w") as file:
         for name, data in {"data.pkl": pickled, "version": b"3\n", "byteorder": b"little", **members}.items():
             file.writestr(f"archive/{name}", data)
@@ -66,13 +66,13 @@ def zipped(path: Path, pickled: bytes, **members: bytes) -> None:
 def saved(
     make, path: Path, canary: Path, *, key: str = "model", legacy: bool = False, protocol: int = 2
 ) -> None:
-    """torch.save of a checkpoint with the object `make(canary)` under `key`."""
+    """Writes a checkpoint that holds the object `make(canary)` under `key`, with torch.save."""
     content = {"model": {}, "args": argparse.Namespace(), key: make(canary)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy, pickle_protocol=protocol)
 
 
 def opcodes(make, path: Path, canary: Path) -> None:
-    """A pickle written by hand."""
+    """Writes the pickle `make(canary)`, whose opcodes were written by hand."""
     zipped(path, make(canary))
 
 
@@ -85,12 +85,12 @@ def call(canary: Path, where: bytes = b"os\nsystem") -> bytes:
 
 
 def state_of_namespace(canary: Path) -> bytes:
-    """A Namespace whose state is computed by a call."""
+    """A pickle of a Namespace whose state is computed by a call."""
     return b"\x80\x02cargparse\nNamespace\n)\x81}" + text("lr") + call(canary) + b"sb."
 
 
 def persistent(canary: Path) -> bytes:
-    """The id of a storage whose type is the result of a call."""
+    """A pickle with the persistent id of a storage whose type is the result of a call."""
     return b"\x80\x02(" + text("storage") + call(canary) + text("0") + text("cpu") + b"K\x01tQ."
 
 
@@ -119,7 +119,7 @@ def plain_pickle(path: Path, canary: Path) -> None:
 
 
 def in_tar(path: Path, canary: Path) -> None:
-    """torch's oldest format."""
+    """Writes the oldest format of torch.save, a tar file."""
     payload = pickle.dumps(Call(os.system, shell(canary)), protocol=2)
     with tarfile.open(path, "w") as file:
         for name in ("sys_info", "pickle", "tensors", "storages"):
@@ -129,7 +129,7 @@ def in_tar(path: Path, canary: Path) -> None:
 
 
 def torchscript(path: Path, canary: Path) -> None:
-    """With `constants.pkl` in it, torch.load hands a file to torch.jit.load, which compiles its code."""
+    """Writes a file with `constants.pkl`, so that torch.load calls torch.jit.load, which compiles its code."""
     zipped(
         path,
         pickle.dumps(Call(os.system, shell(canary)), protocol=2),
@@ -138,12 +138,12 @@ def torchscript(path: Path, canary: Path) -> None:
 
 
 def memory(path: Path, canary: Path) -> None:
-    """Asks for 4 EiB by a function that is allowed."""
+    """Writes a file that allocates 4 EiB with a function that is allowed."""
     zipped(path, b"\x80\x02cbuiltins\nbytearray\n\x8a\x08" + (2**62).to_bytes(8, "little") + b"\x85R.")
 
 
 def outside_its_storage(path: Path, canary: Path) -> None:
-    """A tensor of 2**40 numbers on a storage of one."""
+    """Writes a tensor of 2**40 numbers whose storage has only one."""
     storage = torch.ones(1)._typed_storage()
     rebuild = Call(torch._utils._rebuild_tensor_v2, storage, 0, (2**40,), (1,), False, OrderedDict())
     torch.save({"model": {"w": rebuild}}, path)
@@ -154,7 +154,10 @@ def without_data(path: Path, canary: Path) -> None:
 
 
 def methods_hidden(canary: Path) -> bytes:
-    """Weights that are a number, in an OrderedDict whose own attributes hide `items` and `values`: they find nothing."""
+    """A pickle of an OrderedDict that holds a number instead of weights.
+
+    Its attributes hide the methods `items` and `values`, so that these seem to find nothing.
+    """
     ordered = b"ccollections\nOrderedDict\n"
     hidden = b"}" + text("items") + ordered + b"s" + text("values") + ordered + b"s"
     return b"\x80\x02}" + text("model") + ordered + b")R" + text("w") + b"K\x03s" + hidden + b"bs."

@@ -1,4 +1,4 @@
-"""What a piece of code makes the device do: operations dispatched, and those that wait for it."""
+"""Counts the operations that code dispatches, and those that make the host wait for a GPU."""
 
 from collections import Counter
 from contextlib import ExitStack
@@ -11,7 +11,7 @@ WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "uni
 
 
 class OpCount(TorchDispatchMode):
-    """Within it, `launched` counts the operations that are no views, and `syncs` those by which a GPU's host would wait."""
+    """A context that counts operations: `launched` all but views, `syncs` those that make the host wait."""
 
     def __init__(self):
         super().__init__()
@@ -19,7 +19,7 @@ class OpCount(TorchDispatchMode):
 
     def __enter__(self):
         self.patches = ExitStack()
-        for name in ("tolist", "cpu", "numpy"):  # on a CPU these dispatch nothing
+        for name in ("tolist", "cpu", "numpy"):  # on a CPU these dispatch no operation
             self.patches.enter_context(patch.object(torch.Tensor, name, self._counted(name)))
         return super().__enter__()
 

@@ -1,4 +1,7 @@
-"""The command line in processes of its own, forked from one that has imported everything: a start takes no ten seconds."""
+"""Runs main_fractalgen.py in processes that are forked from one that has imported all modules.
+
+This saves the ten seconds that the imports of each process would take.
+"""
 
 import multiprocessing
 import os
@@ -14,16 +17,19 @@ from torch.distributed import run
 import main_fractalgen
 
 forkserver = multiprocessing.get_context("forkserver")
-# What a training imports when it begins is in it too. Nothing is computed before the fork, so no thread is lost by it.
+# The preloaded modules include those that training imports when it begins. Nothing is computed before the
+# fork, so there are no threads yet that a fork would lose.
 forkserver.set_forkserver_preload(
     ["main_fractalgen", "torch._dynamo", "torch.utils.tensorboard", "timm.utils"]
 )
 
 
 class Started:
-    """main_fractalgen.py with these flags, in `processes` processes that know of each other. The methods are Popen's.
+    """A run of main_fractalgen.py with `flags`. It has methods like those of Popen.
 
-    With `torchrun`, its flags, torchrun is the one process started, and those it starts it forks in its turn.
+    processes      number of processes, which form one group
+    torchrun       flags of torchrun; unless None, only torchrun is started here, and it forks the processes
+    max_file_size  limit of the size of files in bytes, to simulate a full disk
     """
 
     def __init__(
@@ -58,12 +64,12 @@ class Started:
         return [process.pid for process in self.processes]
 
     def poll(self) -> int | None:
-        """The first status that is not 0, when all have ended."""
+        """Returns None while a process runs, then the first exit status that is not 0, or 0."""
         codes = [process.exitcode for process in self.processes]
         return None if None in codes else next(filter(None, codes), 0)
 
     def communicate(self, timeout: float = 300) -> tuple[str, None]:
-        """Waits for the end; what all have said, on standard output and error."""
+        """Waits for the end. Returns what all processes wrote to standard output and error."""
         give_up = time.monotonic() + timeout
         for process in self.processes:
             process.join(max(0, give_up - time.monotonic()))
@@ -79,7 +85,7 @@ def _run(command: list[str], torchrun: bool, said: Path, max_file_size: int | No
         os.dup2(file, stream)
     if max_file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_size, max_file_size))
-    torch.set_num_threads(1)  # as torchrun has it: bits depend on it
+    torch.set_num_threads(1)  # torchrun does the same, and the bits of the results depend on it
     if torchrun:
         run.main(command)
     else:

@@ -10,8 +10,10 @@ from opcount import OpCount
 from PIL import Image
 
 import engine_fractalgen as engine
-from conftest import opinionated, random_levels, tiny_model
-from util.data.loader import ImageFolderDataset, make_loader
+from conftest import opinionated, random_values, tiny_model
+from models.sampling.options import SamplingOptions
+from util.data.folders import class_folders
+from util.data.loader import ImageDataset, make_loader
 from util.dist import World
 from util.errors import UserError
 from util.meters import RunLog
@@ -22,12 +24,12 @@ RECIPE = engine.Recipe(lr=1e-3, min_lr=0.0, lr_schedule="constant", warmup_epoch
 
 @pytest.fixture
 def images(tmp_path):
-    """4 classes of 6 images of noise, 8 px."""
-    for i, levels in enumerate(random_levels(24, 8)):
+    """Four classes of six images, with random values, 8 x 8 pixels."""
+    for i, values in enumerate(random_values(24, 8)):
         path = tmp_path / "data" / str(i // 6) / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(levels.permute(1, 2, 0).numpy()).save(path)
-    return ImageFolderDataset(tmp_path / "data", 8, flip=False, seed=0)
+        Image.fromarray(values.permute(1, 2, 0).numpy()).save(path)
+    return ImageDataset(class_folders(tmp_path / "data"), 8, seed=0)
 
 
 def loader(images, batch_size, shuffled=True):
@@ -61,7 +63,7 @@ def test_weight_decay_groups():
     assert [n for n in names.values() if n in set(second)] == second
 
 
-def test_training_lowers_the_loss_and_logs_every_figure(images, tmp_path):
+def test_training_lowers_the_loss_and_logs_all_numbers(images, tmp_path):
     model = tiny_model("guided")
     results = [train(model, images, tmp_path, epoch=epoch) for epoch in range(4)]
     assert results[-1]["loss"] < results[0]["loss"]
@@ -81,7 +83,7 @@ def test_accumulation_gives_the_step_of_the_whole_batch(images, tmp_path):
     weights = []
     for batch_size, accum in ((12, 1), (4, 3)):
         model = tiny_model("ar", attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.0)
-        recipe = engine.Recipe(**{**vars(RECIPE), "accum_iter": accum})
+        recipe = replace(RECIPE, **{"accum_iter": accum})
         train(model, images, tmp_path, batch_size, recipe)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(*weights, rtol=1e-3, atol=2e-5)
@@ -110,7 +112,7 @@ def test_a_training_step_never_waits_for_the_device(kind, images):
         assert not ops.syncs
     with OpCount() as ops:
         window.read()
-    assert ops.syncs  # at the logging cadence
+    assert ops.syncs  # reading the window waits, which happens only when a line is logged
 
 
 def test_an_epoch_can_begin_in_the_middle(images, tmp_path):
@@ -128,13 +130,11 @@ def test_an_epoch_can_begin_in_the_middle(images, tmp_path):
 
 def test_float16_with_its_scaler(images, tmp_path):
     model, log = tiny_model("mar"), RunLog(tmp_path, enabled=True)
-    scaler = torch.amp.GradScaler(
-        "cpu", init_scale=2.0**40
-    )  # overflows at first: steps are skipped, the run goes on
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # overflows at first, so steps are skipped
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for _ in range(8):
-        result = engine.train_one_epoch(model, loader(images, 6), optimizer, scaler, RECIPE, epoch=0, device=CPU,
-                                        autocast=torch.autocast("cpu", torch.float16), world=World(), log=log, max_bad_steps=40)  # fmt: skip
+        result = engine.train_one_epoch(model, loader(images, 6), optimizer, scaler, replace(RECIPE, max_bad_steps=40), epoch=0,
+                                        device=CPU, autocast=torch.autocast("cpu", torch.float16), world=World(), log=log)  # fmt: skip
     assert math.isfinite(result["loss"])
     assert scaler.get_scale() < 2.0**40
     assert json.loads((tmp_path / "log.txt").read_text().splitlines()[0])["train/skipped_steps"] == 4
@@ -146,7 +146,7 @@ def test_compiled_blocks_train_as_plain_ones(images, tmp_path):
     for compiled in (False, True):
         model = tiny_model("mar", attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.0)
         for block in model.generator.blocks if compiled else ():
-            block.compile(dynamic=True, backend="eager")  # the tracing, without half a minute of C++
+            block.compile(dynamic=True, backend="eager")  # traces, but does not compile C++ for half a minute
         np.random.seed(0)
         torch.manual_seed(0)
         losses.append(train(model, images, tmp_path)["loss"])
@@ -154,7 +154,7 @@ def test_compiled_blocks_train_as_plain_ones(images, tmp_path):
 
 
 class _Spoil(torch.autograd.Function):
-    """Nothing, with a gradient of nan."""
+    """Returns zero, and nan as its gradient."""
 
     @staticmethod
     def forward(ctx, x):
@@ -167,7 +167,7 @@ class _Spoil(torch.autograd.Function):
 
 
 def spoiled(model, where, steps):
-    """The model, whose loss or gradient is not finite in the steps with those numbers."""
+    """Makes the loss or a gradient infinite or nan in the steps with these numbers. Returns the model."""
     calls = []
 
     def spoil(module, args, loss):
@@ -187,7 +187,7 @@ def spoiled(model, where, steps):
 def test_steps_that_are_not_finite_change_nothing_and_are_counted(images, tmp_path, where):
     model, weights = spoiled(tiny_model("ar"), where, {1, 2}), []
     keep = lambda _: weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))  # noqa: E731
-    result = train(model, images, tmp_path, max_bad_steps=2, after_step=keep)
+    result = train(model, images, tmp_path, recipe=replace(RECIPE, max_bad_steps=2), after_step=keep)
     assert torch.equal(weights[0], weights[1])
     assert torch.equal(weights[1], weights[2])
     assert not torch.equal(weights[2], weights[3])
@@ -199,22 +199,29 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(images, tmp_pa
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run(images, tmp_path):
-    recipe = engine.Recipe(**{**vars(RECIPE), "warmup_epochs": 1})
+    recipe = replace(RECIPE, warmup_epochs=1)
     expected = r"not finite in 2 steps in a row \(--max_bad_steps 1\), from epoch 0, step 2 of 4, learning rate 0.0005, on"
     with pytest.raises(UserError, match=expected):
-        train(spoiled(tiny_model("ar"), "loss", {0, 2, 3}), images, tmp_path, recipe=recipe, max_bad_steps=1)
-    train(spoiled(tiny_model("ar"), "loss", {0, 2}), images, tmp_path, max_bad_steps=1)
+        train(
+            spoiled(tiny_model("ar"), "loss", {0, 2, 3}),
+            images,
+            tmp_path,
+            recipe=replace(recipe, max_bad_steps=1),
+        )
+    train(
+        spoiled(tiny_model("ar"), "loss", {0, 2}), images, tmp_path, recipe=replace(RECIPE, max_bad_steps=1)
+    )
 
 
 def test_bad_steps_are_counted_over_epochs(images, tmp_path):
     model, bad = spoiled(tiny_model("ar"), "loss", range(2, 9)), engine.BadSteps(CPU)
-    train(model, images, tmp_path, max_bad_steps=5, bad=bad)
+    train(model, images, tmp_path, recipe=replace(RECIPE, max_bad_steps=5), bad=bad)
     with pytest.raises(UserError, match=r"in 6 steps in a row .*, from epoch 0, step 2 of 4"):
-        train(model, images, tmp_path, max_bad_steps=5, bad=bad, epoch=1)
+        train(model, images, tmp_path, recipe=replace(RECIPE, max_bad_steps=5), bad=bad, epoch=1)
     assert bad.skipped() == 6
 
 
-SETTINGS = engine.SamplerSettings((4, 2), 2.0, "linear", 1.0, 1e-4)
+SETTINGS = SamplingOptions((4, 2), 2.0, "linear", 1.0, 1e-4)
 
 
 def evaluate(model, folder, settings=SETTINGS, **more):
@@ -253,7 +260,7 @@ def test_evaluate_refuses_a_folder_of_other_weights_or_settings(tmp_path):
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["settings"]["classes"] == [2, 1]
     refused = dict(
-        seed=dict(seed=1), classes=dict(classes=[1, 2]), num_images=dict(num_images=4), cfg=dict(settings=replace(SETTINGS, cfg=3.0)),
+        seed=dict(seed=1), classes=dict(classes=[1, 2]), num_images=dict(num_images=4), guidance_scale=dict(settings=replace(SETTINGS, guidance_scale=3.0)),
         precision=dict(autocast=torch.autocast("cpu", torch.bfloat16)),
     )  # fmt: skip
     for name, change in refused.items():
@@ -282,7 +289,7 @@ def test_evaluate_refuses_a_folder_of_another_architecture_with_the_same_weights
         MemoryError("Unable to allocate 8 GiB"),  # NumPy, and C++ libraries
     ],
 )
-def test_where_memory_runs_out_less_is_drawn_together(tmp_path, monkeypatch, error):
+def test_a_lack_of_memory_lowers_the_chunk(tmp_path, monkeypatch, error):
     model, said, chunks = opinionated(tiny_model("mar")), [], []
     plain, fits = model.generate, 2
 
@@ -304,7 +311,7 @@ def test_where_memory_runs_out_less_is_drawn_together(tmp_path, monkeypatch, err
         evaluate(model, tmp_path / "b", batch_size=4, say=said.append)
 
 
-def test_other_errors_of_drawing_are_not_taken_for_memory(tmp_path, monkeypatch):
+def test_other_errors_while_drawing_are_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
     model = tiny_model("mar")
     monkeypatch.setattr(
         model, "generate", lambda *args, **how: (_ for _ in ()).throw(RuntimeError("something else"))

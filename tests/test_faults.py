@@ -1,7 +1,7 @@
-"""What a run survives: real processes, really killed, stopped and starved.
+"""Training in real processes survives being killed, being stopped and a full disk.
 
-Each test trains a small model through the command line and compares weights, average, optimiser and generators bit for bit
-with the run that nothing happened to. The long versions (pytest -m faults) are for a person to start.
+Each test trains a small model through the command line. It compares weights, average, optimiser and random
+number generators bit for bit with those of an uninterrupted run. `pytest -m faults` runs the long versions.
 """
 
 import json
@@ -16,7 +16,7 @@ import pytest
 import torch
 from processes import Started
 
-from conftest import random_levels, save_image
+from conftest import random_values, save_image
 from util import checkpoint
 
 STEPS = 30  # 3 epochs of 10
@@ -28,18 +28,18 @@ FLAGS = (
 
 def write_data(folder, train: int):
     for split, n in (("train", train), ("val", 4)):
-        for i, levels in enumerate(random_levels(n, 8)):
-            save_image(folder / split / str(i % 2) / f"{i:02d}.png", levels)
+        for i, values in enumerate(random_values(n, 8)):
+            save_image(folder / split / str(i % 2) / f"{i:02d}.png", values)
     return folder
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"), 82)  # 80 in batches, 2 over
+    return write_data(tmp_path_factory.mktemp("data"), 82)  # 80 images fill batches, 2 are left over
 
 
 def start(data, out, *more: str, processes: int = 1, **how) -> Started:
-    """Training into `out`, going on with what is there."""
+    """Starts training into the folder `out`, resuming from the checkpoint there, if any."""
     paths = ["--data_path", str(data), "--output_dir", str(out), "--resume", str(out)]
     return Started([*FLAGS.split(), f"--batch_size={4 // processes}", *paths, *more], processes, **how)
 
@@ -61,7 +61,7 @@ def wait_for_step(out, step: int, process: Started) -> None:
 
 
 def assert_same_end(out, reference, steps: int = STEPS) -> None:
-    """Weights, average, optimiser and every generator, bit for bit."""
+    """Compares weights, average, optimiser and all random number generators bit for bit."""
     a, b = (checkpoint.load(folder / checkpoint.NAME) for folder in (out, reference))
     assert a["step"] == b["step"] == steps
     for content in (a, b):
@@ -78,17 +78,17 @@ def assert_same_end(out, reference, steps: int = STEPS) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    """The runs that nothing happens to, by the number of processes, saved at the end only."""
+def uninterrupted(data, tmp_path_factory):
+    """Folders of uninterrupted runs, by the number of processes. They save a checkpoint at the end only."""
     outs = {}
     for processes in (1, 2):
-        outs[processes] = tmp_path_factory.mktemp("whole")
+        outs[processes] = tmp_path_factory.mktemp("uninterrupted")
         finish(start(data, outs[processes], "--save_every_steps=999", processes=processes))
     return outs
 
 
 def kill_at_random_moments(data, out, kills: int, seed: int) -> int:
-    """Runs to the end, killed so often on the way. Returns how many kills fell into the writing of a checkpoint."""
+    """Trains to the end and is killed `kills` times. Returns how many kills interrupted a write."""
     rng, in_a_write = random.Random(seed), 0
     for number in range(kills):
         process = start(data, out)
@@ -107,37 +107,37 @@ def kill_at_random_moments(data, out, kills: int, seed: int) -> int:
     return in_a_write
 
 
-def test_killed_three_times_a_run_ends_as_if_nothing_had_been(data, whole, tmp_path):
+def test_killed_three_times_a_run_ends_like_an_uninterrupted_one(data, uninterrupted, tmp_path):
     kill_at_random_moments(data, tmp_path, kills=3, seed=0)
-    assert_same_end(tmp_path, whole[1])
+    assert_same_end(tmp_path, uninterrupted[1])
 
 
 @pytest.mark.faults
-def test_killed_24_times_a_run_ends_as_if_nothing_had_been(data, whole, tmp_path):
+def test_killed_24_times_a_run_ends_like_an_uninterrupted_one(data, uninterrupted, tmp_path):
     in_a_write = kill_at_random_moments(data, tmp_path, kills=24, seed=1)
     print(f"24 kills, {in_a_write} of them during a write, 24 resumes, bit-identical end")
-    assert_same_end(tmp_path, whole[1])
+    assert_same_end(tmp_path, uninterrupted[1])
 
 
 @pytest.mark.parametrize(("processes", "name"), [(1, "SIGUSR1"), (2, "SIGTERM")])
-def test_a_signal_saves_and_ends_well_and_the_run_goes_on(data, whole, tmp_path, processes, name):
+def test_a_signal_saves_and_ends_well_and_the_run_goes_on(data, uninterrupted, tmp_path, processes, name):
     process = start(data, tmp_path, "--save_every_steps=999", processes=processes)
     log = tmp_path / "log.txt"
     while not log.exists() or '"step"' not in log.read_text():
         assert process.poll() is None, finish(process)
         time.sleep(0.01)
     began = time.monotonic()
-    os.kill(process.pids[-1], getattr(signal, name))  # one process is told, all stop
+    os.kill(process.pids[-1], getattr(signal, name))  # one process gets the signal, all stop
     said = finish(process)
     assert time.monotonic() - began < 30
     assert re.search(rf"{name} at step \d+: stopped; --resume {tmp_path} goes on", said)
     assert 0 < steps_saved(tmp_path) < STEPS
     finish(start(data, tmp_path, "--save_every_steps=999", processes=processes))
-    assert_same_end(tmp_path, whole[processes])
+    assert_same_end(tmp_path, uninterrupted[processes])
 
 
 def kill_one_rank(data, out, step: int, rank: int) -> str:
-    """A rank is killed after `step`; torchrun's one restart must do."""
+    """Kills a rank after `step`. Training must end with the one restart that torchrun allows."""
     process = start(data, out, processes=2, torchrun="--max_restarts=1")
     wait_for_step(out, step, process)
     workers = subprocess.run(
@@ -147,21 +147,21 @@ def kill_one_rank(data, out, step: int, rank: int) -> str:
     return finish(process)
 
 
-def test_torchrun_restarts_and_goes_on_where_a_rank_dies(data, whole, tmp_path):
+def test_torchrun_restarts_and_goes_on_where_a_rank_dies(data, uninterrupted, tmp_path):
     said = kill_one_rank(data, tmp_path, step=7, rank=1)
     assert re.search(r"resumed .*checkpoint-last.pth at step \d+", said)
-    assert_same_end(tmp_path, whole[2])
+    assert_same_end(tmp_path, uninterrupted[2])
 
 
 @pytest.mark.faults
-def test_torchrun_restarts_ten_times_of_ten(data, whole, tmp_path):
+def test_torchrun_restarts_ten_times_of_ten(data, uninterrupted, tmp_path):
     for number in range(10):
         kill_one_rank(data, tmp_path / str(number), step=2 + 2 * number, rank=number % 2)
-        assert_same_end(tmp_path / str(number), whole[2])
+        assert_same_end(tmp_path / str(number), uninterrupted[2])
 
 
 def stop_in_the_middle(data, out) -> int:
-    """Returns the number of steps that the run had done."""
+    """Stops a run with SIGTERM after 13 steps or more. Returns the number of steps it had done."""
     process = start(data, out)
     wait_for_step(out, 13, process)
     os.kill(process.pids[0], signal.SIGTERM)
@@ -169,7 +169,7 @@ def stop_in_the_middle(data, out) -> int:
     return steps_saved(out)
 
 
-def test_another_number_of_processes_goes_on_with_the_same_order(data, whole, tmp_path):
+def test_another_number_of_processes_goes_on_with_the_same_order(data, uninterrupted, tmp_path):
     at = stop_in_the_middle(data, tmp_path)
     said = finish(start(data, tmp_path, "--save_every_steps=999", processes=2))
     assert (
@@ -184,10 +184,10 @@ def test_another_number_of_processes_goes_on_with_the_same_order(data, whole, tm
 
 
 @pytest.mark.parametrize("choice", ["continue", "stop"])
-def test_a_full_disk_keeps_the_old_checkpoint_and_does_as_told(data, whole, tmp_path, choice):
+def test_a_full_disk_keeps_the_old_checkpoint_and_obeys_on_save_error(data, uninterrupted, tmp_path, choice):
     at = stop_in_the_middle(data, tmp_path)
     size = (tmp_path / checkpoint.NAME).stat().st_size
-    # status 2 also where training went on: the last one was not written
+    # status 2 even if training continued, because the last checkpoint was not written
     said = finish(start(data, tmp_path, "--on_save_error", choice, max_file_size=size // 2), status=2)
     step = STEPS if choice == "continue" else at + 1
     error = (
@@ -200,10 +200,10 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_does_as_told(data, whole, tmp_
     assert steps_saved(tmp_path) == checkpoint.load(tmp_path / checkpoint.NAME)["step"] == at
     if choice == "continue":
         finish(start(data, tmp_path))
-        assert_same_end(tmp_path, whole[1])
+        assert_same_end(tmp_path, uninterrupted[1])
 
 
-def test_a_damaged_newest_checkpoint_costs_one_interval_and_no_bit(data, whole, tmp_path):
+def test_a_damaged_newest_checkpoint_costs_one_interval_and_no_bit(data, uninterrupted, tmp_path):
     at = stop_in_the_middle(data, tmp_path)
     newest = tmp_path / f"checkpoint-{at:08d}.pth"
     damaged = bytearray(newest.read_bytes())
@@ -212,15 +212,14 @@ def test_a_damaged_newest_checkpoint_costs_one_interval_and_no_bit(data, whole, 
     said = finish(start(data, tmp_path))
     assert f"{tmp_path}/checkpoint-last.pth: damaged, its SHA-256" in said
     assert f"resumed {tmp_path}/checkpoint-{at - 1:08d}.pth at step {at - 1}" in said
-    assert_same_end(tmp_path, whole[1])
+    assert_same_end(tmp_path, uninterrupted[1])
 
 
 def test_a_folder_of_another_run_is_not_overwritten(data, tmp_path):
     finish(start(data, tmp_path, "--epochs=1"))
     said = finish(start(data, tmp_path, "--resume="), status=2)
     assert f"--output_dir {tmp_path} holds the checkpoints of another run; give --resume {tmp_path}" in said
-    restarted = start(
-        data, tmp_path, "--resume=", torchrun="--max_restarts=1"
-    )  # refused, and refused when restarted
+    # torchrun's processes are refused at the start and again after the restart.
+    restarted = start(data, tmp_path, "--resume=", torchrun="--max_restarts=1")
     assert "resumed" not in finish(restarted, status=1)
     assert json.loads((tmp_path / "settings.json").read_text())["settings"]["epochs"] == 1

@@ -1,4 +1,7 @@
-"""Every case of GOLDEN_DIR (default: tests/golden) comes out of our models: SPEC.md section 8."""
+"""The models reproduce the numbers that docs/format.md, "Reference numbers", describes.
+
+They are in the folder that the environment variable GOLDEN_DIR names, by default tests/golden.
+"""
 
 import json
 import math
@@ -12,7 +15,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from engine_fractalgen import compute_nll, learning_rate
+from engine_fractalgen import Recipe, compute_nll
 from models import fractalgen
 from models.fractalgen import FractalGen
 from models.generator import Mask
@@ -78,9 +81,9 @@ def close(ours: torch.Tensor, golden, what: str) -> None:
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_forward_and_gradients(case: Case, mode: str, monkeypatch):
     model = case.model().train(mode == "train")
-    handed, logits = [], []
+    outputs, logits = [], []
     for generator in model.generators:
-        generator.register_forward_hook(lambda module, args, out: handed.append(out))
+        generator.register_forward_hook(lambda module, args, out: outputs.append(out))
     plain_logits = PixelLoss.logits
     monkeypatch.setattr(PixelLoss, "logits", lambda *args: logits.append(plain_logits(*args)) or logits[-1])
     images = normalize(torch.from_numpy(case.arrays["u8"]))
@@ -91,7 +94,7 @@ def test_forward_and_gradients(case: Case, mode: str, monkeypatch):
 
     close(loss.detach(), case.arrays[f"{mode}/loss"], "loss")
     assert loss.item() == pytest.approx(case.meta[f"loss_{mode}"], rel=RELATIVE)
-    for level, out in enumerate(handed):
+    for level, out in enumerate(outputs):
         for j, cond in enumerate(out.conds):
             key = f"{mode}/level{level}/cond{j}"
             close(cond.detach()[:96], case.arrays[key], key)
@@ -134,7 +137,7 @@ def test_published_nll_is_the_recorded_evaluation_loss(case: Case, monkeypatch):
 
 
 def raster_noise(sizes: list[int], n: int) -> Noise:
-    """Noise under which the last patch of every level comes first (the golden files list an order masked-last first)."""
+    """Returns random numbers for which every level draws its patches from the last to the first."""
     maps = [torch.full((n, NUMBERS, 1, 1), 0.5)]
     for size, patch in pairwise(sizes):
         grid, parents = size // patch, maps[-1].shape[-1]
@@ -209,7 +212,8 @@ def test_learning_rate_schedule():
     golden = table("schedules")["cosine_lr"]
     points = golden.pop("points")
     for epoch, lr in points:
-        assert learning_rate(epoch, schedule="cosine", **golden) == pytest.approx(lr, rel=1e-9)
+        recipe = Recipe(lr_schedule="cosine", grad_clip=3.0, **golden)
+        assert recipe.learning_rate(epoch) == pytest.approx(lr, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", table("state_dicts"))

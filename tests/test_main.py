@@ -1,13 +1,13 @@
-"""The command line: what it does, and what it says to bad input."""
+"""The command line of main_fractalgen.py: the files it writes, and its messages for bad input."""
 
 import hashlib
 import json
 import pickle
-import re
 import shlex
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,10 +17,9 @@ import torch
 from PIL import Image
 
 import main_fractalgen
-from conftest import random_levels
+from conftest import random_values
 from models import fractalgen
 from util import checkpoint
-from util.dist import World
 
 ROOT = Path(__file__).parent.parent
 TINY = "--model fractalar_tiny_in8 --class_num 3 --device cpu --num_workers 0 --amp off --batch_size 4 --nll_bsz 5"
@@ -34,10 +33,10 @@ def run(flags: str, **paths) -> None:
 
 
 def write_images(folder, per_class: int) -> None:
-    for i, levels in enumerate(random_levels(3 * per_class, 8)):
+    for i, values in enumerate(random_values(3 * per_class, 8)):
         path = folder / f"class{i % 3}" / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(levels.permute(1, 2, 0).numpy()).save(path)
+        Image.fromarray(values.permute(1, 2, 0).numpy()).save(path)
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +74,12 @@ def test_training_writes_checkpoint_settings_log_and_samples(trained):
 
 @pytest.mark.parametrize("kind", ["fractalar", "fractalmar"])
 def test_a_resumed_run_ends_as_the_run_that_was_not_stopped(kind, data, tmp_path):
-    """Evaluated in between: that must draw from no generator that training uses."""
+    """The run is also evaluated in between, which must not use random numbers of the training."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     flags = TRAIN.replace("fractalar", kind) + " --ema --eval_freq 1 --lr_schedule constant"
     run(flags, data_path=data, output_dir=whole)
-    run(
-        flags.replace("--epochs 2", "--epochs 1"), data_path=data, output_dir=halves, resume=halves
-    )  # nothing there yet
+    # The folder holds no checkpoint yet, so that this run starts from the beginning.
+    run(flags.replace("--epochs 2", "--epochs 1"), data_path=data, output_dir=halves, resume=halves)
     run(flags, data_path=data, output_dir=halves, resume=halves)
     a, b = (checkpoint.load(folder / "checkpoint-last.pth") for folder in (whole, halves))
     for key in ("model", "model_ema"):
@@ -89,7 +87,7 @@ def test_a_resumed_run_ends_as_the_run_that_was_not_stopped(kind, data, tmp_path
 
 
 def test_resuming_with_other_precision_or_from_a_published_optimizer_state(data, trained, tmp_path):
-    """A published file has no "fused" in its groups, and a bfloat16 run an empty scaler."""
+    """In a published file, parameter groups have no "fused"; a run without float16 saves an empty scaler."""
     content = checkpoint.load(trained / "checkpoint-last.pth")
     for group in content["optimizer"]["param_groups"]:
         del group["fused"], group["foreach"]
@@ -130,7 +128,9 @@ def test_evaluate_nll_needs_only_val(data, trained, tmp_path, capsys):
     assert 4 < scores["bits_per_dim"] < 12
 
 
-def test_likelihoods_are_written_with_all_that_is_needed_to_repeat_them(data, trained, tmp_path, capsys):
+def test_likelihoods_are_written_with_everything_that_is_needed_to_repeat_them(
+    data, trained, tmp_path, capsys
+):
     flags = "--evaluate_nll --nll_labels --nll_schedule --num_iter_list 3,2 --nll_forward_number 2 --seed 5"
     checkpoint_file = trained / "checkpoint-last.pth"
     run(f"{TINY} {flags}", data_path=data, output_dir=tmp_path, resume=trained)
@@ -179,11 +179,11 @@ def test_evaluate_gen_needs_no_data(trained, tmp_path, capsys):
 def test_generating_in_chunks_writes_the_same_images(trained, tmp_path, monkeypatch):
     from models.fractalgen import FractalGen
 
-    chunks, sample = [], FractalGen.sample
+    chunks, generate = [], FractalGen.generate
     monkeypatch.setattr(
         FractalGen,
-        "sample",
-        lambda self, *args, **kw: chunks.append(kw["chunk"]) or sample(self, *args, **kw),
+        "generate",
+        lambda self, *args, **how: chunks.append(how["chunk"]) or generate(self, *args, **how),
     )
     written = []
     for chunk in ("", "--chunk 3"):
@@ -199,9 +199,8 @@ def test_generating_in_chunks_writes_the_same_images(trained, tmp_path, monkeypa
             ]
         )
     assert chunks == [None, 3]
-    assert (
-        np.array(written[0]) == np.array(written[1])
-    ).mean() > 0.99  # products of other shapes round differently
+    # Matrix products of other shapes round differently.
+    assert (np.array(written[0]) == np.array(written[1])).mean() > 0.99
 
 
 def test_online_eval_writes_images_while_training(data, tmp_path):
@@ -230,51 +229,26 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_command_lines(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    if (
-        name != "train 256"
-    ):  # the cost of sampling is measured step by step, which takes seconds: once, and in test_flops.py
+    # The cost of sampling is measured step by step, which takes seconds. One case and test_cost.py do so.
+    if name != "train 256":
         monkeypatch.setattr("evaluation.cost._level_flops", lambda *args: (0, 1))
     run(PUBLISHED[name] + " --dry_run")
     report = json.loads(capsys.readouterr().out)
-    given = shlex.split(PUBLISHED[name])
+    flags = shlex.split(PUBLISHED[name])
     settings = report["settings"]
-    assert settings["model"] == given[1]
-    for flag, value in pairwise(given):
+    assert settings["model"] == flags[1]
+    for flag, value in pairwise(flags):
         if flag in ("--cfg", "--temperature", "--blr"):
             assert settings[flag[2:]] == float(value)
-    assert settings["num_iter_list"] == list(fractalgen.PRESETS[given[1]].steps)
-    assert settings["img_size"] == fractalgen.PRESETS[given[1]].sizes[0]
+    assert settings["num_iter_list"] == list(fractalgen.PRESETS[flags[1]].steps)
+    assert settings["img_size"] == fractalgen.PRESETS[flags[1]].sizes[0]
     assert report["parameters"] > 4e8
     assert report["training_gib_at_most_in_float32"]["activations"] > 0.1
     assert not list(tmp_path.iterdir()), "a dry run writes nothing"
 
 
-def test_commands_of_the_readme():
-    """Those of the section Evaluate parse, and their settings can be run."""
-    text = (
-        (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Evaluate\n")[2].partition("\n## ")[0]
-    )
-    commands = re.findall(
-        r"^(?:python|torchrun .*?) main_fractalgen\.py (.*)$", text.replace("\\\n", " "), re.MULTILINE
-    )
-    for name, count in {
-        "imagenet64_labeled": 2,
-        "imagenet256_labeled": 1,
-        "--sweep": 1,
-        "--evaluate_nll": 1,
-    }.items():
-        assert sum(name in command for command in commands) == count
-    for command in commands:
-        parser = main_fractalgen.get_args_parser(
-            "", tuple(fractalgen.PRESETS), main_fractalgen.SCHEDULES, ("cosine", "constant")
-        )
-        args = parser.parse_args([*shlex.split(command), "--device", "cpu"])
-        main_fractalgen.resolve(args, World())
-        assert args.evaluate_nll or args.num_iter_list == fractalgen.PRESETS[args.model].steps
-
-
-def test_killed_in_generating_and_started_again(trained, tmp_path):
-    """Ends as a run that was not killed, to the bit; no half image at any time."""
+def test_generation_that_was_killed_is_completed_by_the_next_call(trained, tmp_path):
+    """The images equal those of a run that was not killed, and there is never a partly written image."""
     flags = f"{TINY} --evaluate_gen --num_images 60 --gen_bsz 3 --num_iter_list 4,16 --resume {trained}"
     run(flags, output_dir=tmp_path / "whole")
     folder, command = (
@@ -331,7 +305,7 @@ BAD = {
     "dropout": ("--attn_dropout 2", "--attn_dropout 2.0 must be from 0 to 1"),
     "rate": ("--lr nan", "--lr nan must be at least 0"),
     "chunk": ("--chunk 0", "--chunk 0 must be at least 1"),
-    "refresh of an AR level": ("--model fractalar_in64 --refresh 2", "--refresh 2 is for models whose level 0 is MAR; with --model fractalar_in64"),
+    "feature cache of an AR level": ("--model fractalar_in64 --feature_cache_interval 2", "feature_cache_interval 2 must be 1, or above 1 for a model whose level 0"),
     "workers": ("--num_workers -1", "--num_workers -1 must be at least 0"),
     "rendezvous": (f"{TINY} --world_size 2 --local_rank 0", "--dist_url env://"),
     "device": ("--device tpu9", "--device tpu9: torch finds no such device here"),
@@ -395,8 +369,8 @@ def test_checkpoints_that_cannot_be_used(trained, tmp_path, capsys):
     torch.save({"model": Hostile()}, path)
     assert_refused(load, f"{path}: refused", capsys)
     torch.save({"model": fractalgen.fractalar_tiny_in8(class_num=3).state_dict()}, path)
-    ema = lambda: run(
-        f"{TINY} --evaluate_gen --num_images 3 --ema", resume=tmp_path, output_dir=tmp_path / "out"
+    ema = partial(
+        run, f"{TINY} --evaluate_gen --num_images 3 --ema", resume=tmp_path, output_dir=tmp_path / "out"
     )
     assert_refused(ema, f"{path}: holds no averaged weights 'model_ema'; leave out --ema", capsys)
     path.write_bytes(pickle.dumps({"model": Hostile()}))
@@ -456,10 +430,10 @@ def test_strict_data_stops_at_the_start(data, tmp_path, capsys):
 
 
 def test_an_unconditional_model_goes_all_the_way(tmp_path, capsys):
-    for i, levels in enumerate(random_levels(12, 8)):
+    for i, values in enumerate(random_values(12, 8)):
         path = tmp_path / ("train" if i < 8 else "val") / f"{i}.png"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(levels.permute(1, 2, 0).numpy()).save(path)
+        Image.fromarray(values.permute(1, 2, 0).numpy()).save(path)
     flags = TRAIN.replace("--class_num 3", "--class_num 0")
     assert_refused(lambda: run(TRAIN, data_path=tmp_path, output_dir=tmp_path / "out"),
                    "train (images without classes) has 0 classes but --class_num is 3; give --class_num 0", capsys)  # fmt: skip
@@ -502,7 +476,7 @@ def test_images_are_scored_where_a_reference_is_given_or_lies_where_the_publishe
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fid_stats").mkdir()
     np.savez(
-        tmp_path / "fid_stats" / "adm_in8_stats.npz", arr_0=random_levels(12, 8).permute(0, 2, 3, 1).numpy()
+        tmp_path / "fid_stats" / "adm_in8_stats.npz", arr_0=random_values(12, 8).permute(0, 2, 3, 1).numpy()
     )
     run(generate, resume=trained, output_dir=tmp_path / "unscored")
     assert json.loads((tmp_path / "unscored" / "generated" / "metrics.json").read_text())["scores"]["fid"] > 0

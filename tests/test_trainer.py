@@ -1,4 +1,7 @@
-"""Going on in the middle of an epoch, in this process; tests/test_faults.py has other processes killed."""
+"""Runs that are stopped and resumed in the middle of an epoch, in this process.
+
+In tests/test_faults.py, processes are killed.
+"""
 
 import os
 import shlex
@@ -8,24 +11,25 @@ import pytest
 import torch
 from test_faults import FLAGS, assert_same_end, steps_saved, write_data
 
+import engine_fractalgen
 import main_fractalgen
-from trainer_fractalgen import Training
+from engine_fractalgen import Training
 
 STEPS = 12  # 3 epochs of 4
 RUN = FLAGS.replace("--save_every_steps 1", "--batch_size 4 --seed 3")
 
 
 def run(data, out, flags: str, stop_after: int | None = None, monkeypatch=None) -> None:
-    """Trains into `out`; told to stop within step `stop_after`."""
+    """Trains into the folder `out`, and gets SIGTERM during step `stop_after`, if that is not None."""
     if stop_after:
         step = Training.after_step
 
-        def told(self, epoch, images):
-            if self.step + 1 == stop_after:
+        def after_step(self, epoch, images):
+            if self.state.step + 1 == stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
             step(self, epoch, images)
 
-        monkeypatch.setattr(Training, "after_step", told)
+        monkeypatch.setattr(Training, "after_step", after_step)
     paths = ["--data_path", str(data), "--output_dir", str(out), "--resume", str(out)]
     main_fractalgen.main([*shlex.split(flags), *paths])
     monkeypatch.undo() if monkeypatch else None
@@ -33,7 +37,7 @@ def run(data, out, flags: str, stop_after: int | None = None, monkeypatch=None) 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"), 34)  # 32 in batches, 2 over
+    return write_data(tmp_path_factory.mktemp("data"), 34)  # 32 images fill batches, 2 are left over
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +56,11 @@ def test_stopped_after_any_step_a_run_ends_bit_for_bit_the_same(
 ):
     run(data, tmp_path, f"{RUN} --amp {amp}", stop_after, monkeypatch)
     assert steps_saved(tmp_path) == stop_after
-    run(data, tmp_path, f"{RUN} --amp {amp} --num_workers 2")  # the workers change nothing
+    run(data, tmp_path, f"{RUN} --amp {amp} --num_workers 2")  # the number of workers changes nothing
     assert_same_end(tmp_path, whole[amp], STEPS)
 
 
-def test_another_number_of_threads_is_said(data, tmp_path, monkeypatch, capsys):
+def test_another_number_of_threads_is_reported(data, tmp_path, monkeypatch, capsys):
     flags = f"{RUN} --amp off --epochs 1"
     run(data, tmp_path, flags, 3, monkeypatch)
     threads = torch.get_num_threads()
@@ -68,19 +72,17 @@ def test_another_number_of_threads_is_said(data, tmp_path, monkeypatch, capsys):
     )
 
 
-def test_an_evaluation_that_was_cut_short_is_made_up_for_and_one_that_was_not_is_not_repeated(
-    data, tmp_path, monkeypatch
-):
+def test_an_interrupted_evaluation_is_repeated_and_a_complete_one_is_not(data, tmp_path, monkeypatch):
     flags = f"{RUN} --amp off --epochs 1"
-    evaluated, evaluate = [], main_fractalgen.Job.nll
+    evaluated, compute_nll = [], engine_fractalgen.compute_nll
 
-    def told(self, *args):
+    def stopped_the_first_time(*args, **settings):
         evaluated.append(0)
         if len(evaluated) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(self, *args)
+        return compute_nll(*args, **settings)
 
-    monkeypatch.setattr(main_fractalgen.Job, "nll", told)
+    monkeypatch.setattr(engine_fractalgen, "compute_nll", stopped_the_first_time)
     for _ in range(3):
         run(data, tmp_path, flags)
     assert len(evaluated) == 2

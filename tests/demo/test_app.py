@@ -1,4 +1,4 @@
-"""The page: its logic, and all of it in headless Chromium, where what is downloaded is held against the pixels that were known."""
+"""The page's functions, and the page in headless Chromium, whose downloads must keep the known pixels."""
 
 import io
 import shutil
@@ -15,7 +15,7 @@ import torch
 from live import Stopped, watch
 from PIL import Image
 
-from conftest import opinionated, random_levels, tiny_model
+from conftest import opinionated, random_values, tiny_model
 from util.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
@@ -35,7 +35,7 @@ def model():
 
 
 def image(seed: int = 0, side: int = 8) -> Image.Image:
-    return Image.fromarray(random_levels(1, side, seed)[0].permute(1, 2, 0).numpy())
+    return Image.fromarray(random_values(1, side, seed)[0].permute(1, 2, 0).numpy())
 
 
 def layer(side: int, rows: slice, columns: slice) -> np.ndarray:
@@ -44,12 +44,12 @@ def layer(side: int, rows: slice, columns: slice) -> np.ndarray:
     return painted
 
 
-def test_what_is_painted_and_what_is_boxed():
+def test_the_mask_of_what_is_painted_and_of_a_box():
     mask = logic.region(
         False, (), [layer(80, slice(20, 40), slice(10, 43)), layer(80, slice(0, 3), slice(0, 80))], 8
     )
     expected = np.zeros((8, 8), bool)
-    expected[2:4, 1:4] = True  # the last column up to 3 of 10: not a third of its square, so 4 is not in
+    expected[2:4, 1:4] = True  # of column 4 only 3 of 10 are painted, which is less than a third
     assert (mask == expected).all()
     assert logic.region(True, (1, 2, 3, 4), [], 8).sum() == 12
     for arguments in ((False, (), []), (True, (1, None, 3, 4), []), (True, (7, 7, 3, 3), [])):
@@ -57,7 +57,7 @@ def test_what_is_painted_and_what_is_boxed():
             logic.region(*arguments, 8)
 
 
-def test_uploads_keep_pixels_where_they_can(tmp_path):
+def test_uploads_keep_pixels_unless_they_must_be_scaled(tmp_path):
     for side in (5, 8, 30):
         image(side=side).save(tmp_path / f"{side}.png")
     small, exact, large = (logic.upload(tmp_path / f"{side}.png", 8)[0] for side in (5, 8, 30))
@@ -69,7 +69,7 @@ def test_uploads_keep_pixels_where_they_can(tmp_path):
         logic.upload(tmp_path / "bad.png", 8)
 
 
-def test_downloads_are_png_to_the_bit(tmp_path):
+def test_downloads_are_png_files_with_exactly_the_pixels(tmp_path):
     one = logic.save_download([image()], tmp_path)
     assert Image.open(one).format == "PNG"
     assert (np.asarray(Image.open(one)) == np.asarray(image())).all()
@@ -97,10 +97,10 @@ def test_settings_out_of_range_are_named(model):
     assert logic.check_number(4.0, 1, 16, "the number of images") == 4
     with pytest.raises(UserError, match="class"):
         logic.to_label([1], 4)
-    assert [logic.to_label(said, 4) for said in (-1, None, 3)] == [None, None, 3]
+    assert [logic.to_label(value, 4) for value in (-1, None, 3)] == [None, None, 3]
 
 
-def test_what_cannot_be_worked_on_is_said(model):
+def test_an_image_that_cannot_be_used_is_an_error(model):
     with pytest.raises(UserError, match="no image yet"):
         logic.check_chosen(None, 8)
     with pytest.raises(UserError, match="smaller than 8 x 8: in Edit"):
@@ -110,11 +110,11 @@ def test_what_cannot_be_worked_on_is_said(model):
         logic.redraw(model, image(), np.zeros((8, 8), bool), 1, 1, settings)
 
 
-def test_too_little_memory_is_a_message_and_other_errors_are_not_hidden():
+def test_a_lack_of_memory_is_a_message_and_other_errors_are_not_hidden():
     gradio = pytest.importorskip("gradio", reason="pip install -e '.[app]'")
-    from app_page import spoken
+    from app_page import show_errors
 
-    @spoken
+    @show_errors
     def fail(error):
         raise error
 
@@ -129,20 +129,21 @@ def test_too_little_memory_is_a_message_and_other_errors_are_not_hidden():
         fail(RuntimeError("a fault"))
 
 
-def test_new_dice_for_one_level_keep_the_other_levels_dice(model):
+def test_new_random_numbers_for_one_level_keep_those_of_the_others(model):
     settings = logic.check_settings(model, 3, 2.0, 1.0, (5, 4), True)
     *_, (_, first) = logic.draw(model, 1, 3, settings)
     chosen = logic.Chosen(first[2], "an image", 1, 2, settings, generated=True)
-    same = logic.with_new_dice(model, chosen, 1, 3)
+    same = logic.with_new_random_numbers(model, chosen, 1, 3)
     *_, (_, again) = logic.draw(model, 1, 1, same, chosen.index)
     assert (np.asarray(again[0]) == np.asarray(first[2])).all()
-    other = logic.with_new_dice(model, chosen, 1, 4)
+    other = logic.with_new_random_numbers(model, chosen, 1, 4)
     assert other["seed"] == [3, 4]
     *_, (_, (changed,)) = logic.draw(model, 1, 1, other, chosen.index)
     assert (np.asarray(changed) != np.asarray(first[2])).any()
-    twice = logic.with_new_dice(model, logic.Chosen(changed, "an image", 1, 2, other, generated=True), 0, 9)
+    chosen = logic.Chosen(changed, "an image", 1, 2, other, generated=True)
+    twice = logic.with_new_random_numbers(model, chosen, 0, 9)
     assert twice["seed"] == [9, 4]
-    assert [level for _, level in logic.choices_of_levels(model)] == [0, 1]
+    assert [level for _, level in logic.levels_to_redraw(model)] == [0, 1]
 
 
 def test_likelihood_and_posterior_are_the_models_own(model):
@@ -162,15 +163,14 @@ def test_likelihood_and_posterior_are_the_models_own(model):
 
 
 def test_looking_inside_shows_each_level_and_softmax(model):
-    inside, shown = logic.look(model, logic.Chosen(image(), "an image", 1), (5, 2))
-    assert len(inside.places) == 2
+    shown = logic.look(model, logic.Chosen(image(), "an image", 1), (5, 2))
     assert shown.count("<img") == 2 + 2 + 2  # levels; softmaxes of guiding pixel and pixel; their maps
-    assert logic.NO_ORDER in shown
+    assert logic.ASSUMED_ORDER in shown
     generated = logic.Chosen(
         image(), "an image", 1, 0, logic.check_settings(model, 3, 2.0, 1.0, (5, 4), True), True
     )
-    assert logic.NO_ORDER not in logic.look(model, generated, (5, 2))[1]
-    assert logic.choices_of_patches(model, (5, 2))[1:] == [
+    assert logic.ASSUMED_ORDER not in logic.look(model, generated, (5, 2))
+    assert logic.patches_to_redraw(model, (5, 2))[1:] == [
         ("the 2 x 2 patch of level 0", (4, 2, 2)),
         ("the pixel", (5, 2, 1)),
     ]
@@ -180,7 +180,7 @@ def test_watching_yields_each_step_then_the_result_and_ends_the_work_when_nobody
     settings = logic.check_settings(model, 3, 2.0, 1.0, (5, 4), True)
     events = list(logic.draw(model, 1, 2, settings))
     assert [kind for kind, _ in events[-2:]] == ["step", "result"]
-    assert sorted({told[0] for kind, told in events if kind == "step"}) == list(range(5))
+    assert sorted({value[0] for kind, value in events if kind == "step"}) == list(range(5))
     assert len(events) > 2 * 5  # the steps of level 1 too
     own = model.generate([1, 1], **settings, output_type="np")
     assert (np.stack([np.asarray(image) for image in events[-1][1]]) == own).all()
@@ -205,7 +205,7 @@ def test_watching_yields_each_step_then_the_result_and_ends_the_work_when_nobody
         list(watch(lambda callback: 1 / 0))
 
 
-def test_the_address_is_local_and_what_is_bounded_is_said(capsys):
+def test_defaults_are_local_and_bounded_and_errors_are_one_line(capsys):
     args = app.get_parser().parse_args([])
     assert (args.host, args.max_batch, args.max_upload) == ("127.0.0.1", 16, "8mb")
     for flags in ("--model /nowhere/at/all", "--max_batch 0"):
@@ -216,7 +216,7 @@ def test_the_address_is_local_and_what_is_bounded_is_said(capsys):
 
 @pytest.fixture(scope="module")
 def address(model, tmp_path_factory):
-    """The page, served in a thread."""
+    """Serves the page in a thread, and yields its address."""
     pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     pytest.importorskip("gradio", reason="pip install -e '.[app]'")
     folder = tmp_path_factory.mktemp("model") / "tiny"
@@ -254,7 +254,7 @@ def press(page, name: str) -> None:
 
 
 def download(page) -> list[np.ndarray]:
-    """What the visible download button gives: images (8, 8, 3)."""
+    """Presses the visible download button, and returns the images (8, 8, 3) of the file."""
     with page.expect_download() as waiting:
         page.locator("button:visible", has_text="Download PNG").click()
     path = Path(waiting.value.path())
@@ -266,7 +266,7 @@ def download(page) -> list[np.ndarray]:
 
 
 def settled(browser, canvas) -> dict:
-    """Where a canvas or image lies once it has been drawn and scaled, however slow the machine."""
+    """Waits until a canvas or image does not move any more, and returns where it lies."""
     seen = []
     while len(seen) < 4 or any(place != seen[-1] for place in seen[-4:]):
         browser.wait_for_timeout(500)
@@ -286,7 +286,7 @@ def test_generate_paint_edit_and_download(browser, model):
     browser.locator("#history button").nth(2).click()
     expect(browser.locator("#thumb")).to_contain_text("image 2")
     with browser.expect_download() as waiting:
-        browser.locator("button:visible", has_text="Save this one").click()
+        browser.locator("button:visible", has_text="Save this image").click()
     assert (np.asarray(Image.open(waiting.value.path())) == drawn[2]).all()
     browser.get_by_role("tab", name="Edit").click()
     place = settled(browser, browser.locator("#editor canvas").first)
@@ -302,11 +302,11 @@ def test_generate_paint_edit_and_download(browser, model):
     changed = (edited != drawn[2]).any((0, 3))
     assert len(edited) == 4
     assert changed[3:5, 3:6].any()
-    assert not changed[:, :2].any()  # far from the stroke, which goes from the middle to the right
+    assert not changed[:, :2].any()  # the stroke goes from the middle to the right
     assert not changed[[0, 1, 6, 7]].any()
 
 
-def test_upload_uncrop_look_again_and_read(browser, model, tmp_path):
+def test_upload_uncrop_look_inside_draw_again_and_compute_the_likelihood(browser, model, tmp_path):
     from playwright.sync_api import expect
 
     known = np.asarray(image(7))
@@ -343,7 +343,7 @@ def test_upload_uncrop_look_again_and_read(browser, model, tmp_path):
     assert (again[:, 2, 5] != known[2, 5]).any()
 
     browser.get_by_role("tab", name="Likelihood").click()
-    press(browser, "Read")
+    press(browser, "Compute the likelihood")
     bits = -model.log_likelihood(known, num_orders=2, progress_bar=False).bits.item()
     expect(browser.locator("h4:visible", has_text="bits per dimension")).to_contain_text(f"{bits:.1f} bits")
     press(browser, "Which class?")
@@ -361,12 +361,12 @@ def test_errors_are_messages_and_a_phone_needs_no_sideways_scrolling(browser, tm
         browser.get_by_role("tab", name=name).click()
         assert browser.evaluate("document.documentElement.scrollWidth") <= 390
     browser.get_by_role("tab", name="Likelihood").click()
-    press(browser, "Read")
+    press(browser, "Compute the likelihood")
     expect(browser.get_by_test_id("toast-body").last).to_contain_text("there is no image yet")
     assert "Traceback" not in browser.content()
 
 
-def test_stop_ends_the_drawing_also_in_the_queue_and_keeps_the_chosen_image(browser, monkeypatch, tmp_path):
+def test_stop_ends_drawings_and_waiting_ones_and_keeps_the_chosen_image(browser, monkeypatch, tmp_path):
     from playwright.sync_api import expect
 
     ended = []
@@ -402,10 +402,10 @@ def test_stop_ends_the_drawing_also_in_the_queue_and_keeps_the_chosen_image(brow
     expect(other.get_by_text("queue", exact=False).first).to_be_visible()
     press(other, "Stop")
     press(browser, "Stop")
-    wait_for(2)  # the other's as soon as it begins
+    wait_for(2)  # the other page's drawing ends as soon as it begins
     expect(browser.get_by_text("Stopped.")).to_be_visible()
     expect(browser.locator("progress:visible")).to_have_count(0)
     expect(browser.locator("#thumb")).to_contain_text("known.png")
     browser.get_by_role("tab", name="Likelihood").click()
-    press(browser, "Read")
+    press(browser, "Compute the likelihood")
     expect(browser.locator("h4:visible", has_text="bits per dimension")).to_be_visible()

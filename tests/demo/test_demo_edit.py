@@ -1,10 +1,10 @@
-"""demo/edit.py and demo/likelihood.py as people call them, with a tiny model."""
+"""demo/edit.py and demo/likelihood.py, called as from the command line, with a tiny model."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import opinionated, random_levels, tiny_model
+from conftest import opinionated, random_values, tiny_model
 from demo import edit, likelihood
 
 
@@ -19,10 +19,10 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def image(tmp_path):
-    """Writes an image of random pixels, and gives its path and pixels."""
+    """Returns a function that writes an image of random pixels and returns its path and pixels."""
 
     def write(width: int, height: int, name: str = "in.png"):
-        pixels = random_levels(1, max(width, height))[0, :, :height, :width].permute(1, 2, 0).numpy()
+        pixels = random_values(1, max(width, height))[0, :, :height, :width].permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(tmp_path / name)
         return str(tmp_path / name), pixels
 
@@ -34,6 +34,7 @@ def pixels_of(path) -> np.ndarray:
 
 
 def refused(main, arguments, capsys) -> str:
+    """Returns the error message of a command that must fail."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
@@ -61,45 +62,29 @@ def test_a_box_a_mask_and_the_rest_around_a_box(model, image, tmp_path):
 def test_several_results_and_a_sheet(model, image, tmp_path):
     path, pixels = image(8, 8)
     out = tmp_path / "out.png"
-    edit.main(
-        [
-            path,
-            "--box",
-            "0",
-            "0",
-            "8",
-            "4",
-            "--results",
-            "2",
-            "--model",
-            model,
-            "-o",
-            str(out),
-            "--grey",
-            "--label",
-            "1",
-        ]
-    )
+    flags = "--box 0 0 8 4 --results 2 --grey --label 1"
+    edit.main([path, *flags.split(), "--model", model, "-o", str(out)])
     first, second = pixels_of(tmp_path / "out-1.png"), pixels_of(tmp_path / "out-2.png")
     assert (first != second).any()
     assert (first[:4] == first[:4, :, :1]).all()
     assert (first[4:] == pixels[4:]).all()
     sheet = pixels_of(tmp_path / "out-sheet.png")
-    assert sheet.shape[1] >= 4 * 8 * 24  # before, mask, two results, each pixel 24 wide
+    assert sheet.shape[1] >= 4 * 8 * 24  # image, mask and two results; each pixel is 24 wide
     assert not out.exists()
 
 
-def test_other_sizes_are_cropped_with_their_mask_or_tiled(model, image, tmp_path, capsys):
-    path, pixels = image(40, 20)
+def test_other_sizes_are_cropped_with_their_mask(model, image, tmp_path, capsys):
+    path, _ = image(40, 20)
     out = str(tmp_path / "out.png")
     edit.main([path, "--box", "12", "2", "6", "6", "--model", model, "-o", out])
     assert pixels_of(out).shape == (8, 8, 3)
-    assert "was cropped and scaled to the model's 8 x 8" in capsys.readouterr().out
-    edit.main([path, "--box", "12", "2", "6", "16", "--tile", "--model", model, "-o", out, "--within", "9"])
-    inside = np.zeros((20, 40), bool)
-    inside[2:18, 12:18] = True
-    assert (pixels_of(out) == pixels)[~inside].all()
-    assert (pixels_of(out) != pixels)[inside].mean() > 0.8
+    assert "in.png (40 x 20) was cropped and scaled to 8 x 8" in capsys.readouterr().out
+
+
+def test_within_bounds_the_change_of_values(model, image, tmp_path):
+    path, pixels = image(8, 8)
+    out = str(tmp_path / "out.png")
+    edit.main([path, "--box", "0", "0", "8", "8", "--model", model, "-o", out, "--within", "9"])
     assert np.abs(pixels_of(out) - pixels).max() == 9
 
 
@@ -107,11 +92,11 @@ def test_a_mask_outside_the_crop_is_named(model, image, tmp_path, capsys):
     path, _ = image(40, 20)
     out = tmp_path / "out.png"
     line = refused(edit.main, [path, "--box", "0", "0", "4", "4", "--model", model, "-o", str(out)], capsys)
-    assert "nothing to repaint: all that is white was cropped away; --tile crops nothing" in line
+    assert "nothing to repaint: all that is white in the mask was cropped away" in line
     assert not out.exists()
 
 
-def test_uncrop_places_the_image(model, image, tmp_path, capsys):
+def test_uncrop_places_the_image_and_a_palette_bounds_the_colours(model, image, tmp_path, capsys):
     path, pixels = image(4, 4)
     out = str(tmp_path / "out.png")
     edit.main(
@@ -143,10 +128,10 @@ def test_uncrop_places_the_image(model, image, tmp_path, capsys):
         ),
         (["--box", "0", "0", "4", "4", "--within", "300"], "distance 300 is out of range"),
         (["--box", "0", "0", "4", "4", "--num_iter", "4"], "must be 2 positive numbers"),
-        (["--box", "0", "0", "4", "4", "-o", "x.jpg"], "-o x.jpg: must end in .png"),
+        (["--box", "0", "0", "4", "4", "-o", "x.jpg"], "-o x.jpg: its name must end in .png"),
         (["--mask", "black.png"], "nothing to repaint: the mask has no white pixel"),
         (["--mask", "in.png"], "mask is not binary"),
-        (["--mask", "none.png"], "none.png: cannot be read as an image ([Errno 2] No such file"),
+        (["--mask", "none.png"], "none.png: cannot be read as an image (No such file"),
         ([], "one of the arguments --mask --box --outpaint --uncrop is required"),
     ],
 )
@@ -169,19 +154,21 @@ def test_a_likelihood_sheet_and_its_table(model, image, tmp_path, capsys):
     likelihood.main(
         [path, "--label", "tree", "--model", model, "-o", out, "--num_orders", "2", "--num_iter", "4", "2"]
     )
-    said = capsys.readouterr().out
-    total = float(said.split(" bits")[0])
+    printed = capsys.readouterr().out
+    total = float(printed.split(" bits")[0])
     parts = dict(
         line.rsplit(" bits", 1)[0].rsplit(maxsplit=1)
-        for line in said.splitlines()
+        for line in printed.splitlines()
         if line.startswith("  ") and " bits" in line
     )
     parts = {name.strip(): float(bits) for name, bits in parts.items()}
     assert parts["guiding pixels of level 1"] + parts["pixels"] == pytest.approx(total, abs=0.2)
     assert parts["R"] + parts["G"] + parts["B"] == pytest.approx(total, abs=0.2)
-    assert "class 2 (tree)" in said
+    assert "class 2 (tree)" in printed
     shares = [
-        float(line.split("%")[0]) for line in said.split("likeliest classes")[1].splitlines() if "%" in line
+        float(line.split("%")[0])
+        for line in printed.split("most probable classes")[1].splitlines()
+        if "%" in line
     ]
     assert sum(shares) == pytest.approx(100, abs=0.1)
     assert shares == sorted(shares, reverse=True)

@@ -1,7 +1,9 @@
-"""The demo's data set and baselines; its training is what `make demo` shows."""
+"""The data set and the baselines of demo/digits.py, and the command that it prints."""
 
+import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
+import common
 import digits
 
 
@@ -30,26 +33,43 @@ def test_every_scan_is_in_one_split_with_its_label_and_greys(data):
     assert abs(share - 0.2) < 0.001
 
 
-def test_baselines_are_what_the_files_hold(data):
+def test_baselines_agree_with_the_files(data):
     found = digits.baselines(data)
     assert found["uniform"] == 8
     assert 0.7 < found["per-pixel histogram"] < 1.0
-    # A bound no coder without a model of several pixels can beat by much: the entropy of validation greys themselves.
+    # A coder that models each pixel on its own cannot beat the entropy of the validation greys by much.
     val, _ = digits.read_split(data / "val")
     counts = np.bincount(val[..., 0].flatten(), minlength=256) / val[..., 0].size
     entropy = -(counts[counts > 0] * np.log2(counts[counts > 0])).sum() / 3
     assert found["per-pixel histogram"] < entropy < found["PNG, all in one sheet"]
-    assert found["WebP, all in one sheet"] < found["PNG, all in one sheet"] < found["PNG, a file an image"]
+    assert found["WebP, all in one sheet"] < found["PNG, all in one sheet"] < found["PNG, one file per image"]
 
 
-def test_the_reader_reads_real_scans(data):
+def test_the_regression_classifies_real_scans(data):
     val, labels = digits.read_split(data / "val")
-    asked = [
+    scans = [
         Image.fromarray(val[np.where(labels == digit)[0][i]])
         for digit in range(10)
         for i in range(digits.PER_CLASS)
     ]
-    read, right = digits.share_read_as_asked(data, asked)
-    assert read > 0.9
-    assert right > 0.9
-    assert digits.share_read_as_asked(data, asked[::-1])[0] < 0.2
+    share, accuracy = digits.classify_by_regression(data, scans)
+    assert share > 0.9
+    assert accuracy > 0.9
+    assert digits.classify_by_regression(data, scans[::-1])[0] < 0.2
+
+
+def test_the_command_that_is_printed_is_the_one_that_runs(monkeypatch, capsys):
+    ran = []
+
+    def run(words, **options):
+        ran.append(words)
+        return SimpleNamespace(returncode=0, stdout="")
+
+    monkeypatch.setattr(common.subprocess, "run", run)
+    paths = dict(data_path=common.ROOT / "output" / "a folder", output_dir=Path("/elsewhere"))
+    common.run_main(f"{digits.MODEL} {digits.TRAINING}", **paths)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 100
+    assert all(line.startswith("    --") for line in printed.splitlines()[1:])
+    assert shlex.split(printed.replace("\\\n", ""))[1:] == ran[0][1:]
+    assert ran[0][-4:] == ["--data_path", "output/a folder", "--output_dir", "/elsewhere"]

@@ -1,4 +1,4 @@
-"""The bundled model, the emoji's preparation, and what the demo says of both."""
+"""The bundled model, the preparation of its data set, and the functions of demo/emoji.py."""
 
 import json
 import sys
@@ -22,9 +22,8 @@ from util import checkpoint
 from util.data.loader import ImageDataset, make_loader, open_split
 from util.dist import World
 
-HELD_OUT = (
-    Path(__file__).parents[1] / "golden" / "emoji"
-)  # val/CLASS/NAME.png: one held-out emoji of each class
+# Holds val/CLASS/NAME.png, one held-out emoji of each class.
+HELD_OUT = Path(__file__).parents[1] / "golden" / "emoji"
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +31,15 @@ def model():
     return FractalGen.from_pretrained(zoo.BUNDLED)
 
 
-def test_the_box_is_small_and_has_class_names_licence_and_guiding_pixels(model):
+def test_the_bundled_model_is_small_and_has_class_names_licence_and_guiding_pixels(model):
     assert sum(path.stat().st_size for path in zoo.BUNDLED.iterdir()) <= 12e6
     assert model.class_names == tuple(emoji_data.CLASSES)
     assert all(weight.dtype == torch.float32 for weight in model.state_dict().values())
     assert model.img_size_list[0] == emoji_data.SIDE
     assert model.config["guiding_pixel"]
     card = (zoo.BUNDLED / "README.md").read_text()
-    for said in (emoji_data.PACKAGE, "Apache", "python demo/emoji.py"):
-        assert said in card
+    for text in (emoji_data.PACKAGE, "Apache", "python demo/emoji.py"):
+        assert text in card
 
 
 def bits_per_dim(model, folder: Path, passes: int = 8, **settings) -> float:
@@ -59,27 +58,27 @@ def bits_per_dim(model, folder: Path, passes: int = 8, **settings) -> float:
     return scores["bits_per_dim"]
 
 
-def test_held_out_emoji_cost_what_they_did_and_less_than_png(model):
+def test_held_out_emoji_cost_the_known_bits_and_less_than_png(model):
     bits = bits_per_dim(model, HELD_OUT)
-    files = emoji.lossless_files(emoji.read_split(HELD_OUT / "val")[0])
+    files = emoji.lossless_bits_per_dim(emoji.read_split(HELD_OUT / "val")[0])
     assert bits == pytest.approx(2.435, abs=0.02)
-    assert bits < files["PNG, a file an image"]
+    assert bits < files["PNG, one file per image"]
 
 
 def test_it_draws_images_of_the_class_asked_for(model):
-    """Steps are few, to be quick. Held against the mean image of each class's held-out emoji: a face is yellow, …"""
+    """Draws faces in few steps, to be quick: they are yellow in the middle, on white."""
     images = model.generate([3] * 4, num_inference_steps=(8, 4), seed=0, progress_bar=False)
     assert {image.size for image in images} == {(32, 32)}
-    levels = np.stack([np.asarray(image) for image in images]).astype(float)
-    red, green, blue = levels[:, 12:20, 12:20].mean((0, 1, 2))
-    assert red > blue + 60  # yellow in the middle
+    values = np.stack([np.asarray(image) for image in images]).astype(float)
+    red, green, blue = values[:, 12:20, 12:20].mean((0, 1, 2))
+    assert red > blue + 60
     assert green > blue + 40
-    assert levels[:, :2, :2].mean() > 240  # white in the corner
+    assert values[:, :2, :2].mean() > 240
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    """A package like npm's: ten emoji a class, of which the first have variants."""
+    """A package like npm's, with ten emoji in each class, and variants where the class has skin tones."""
     folder = tmp_path_factory.mktemp("package")
     images = folder / "img" / "google" / "64"
     images.mkdir(parents=True)
@@ -103,8 +102,12 @@ def package(tmp_path_factory):
             }
             entry["skin_variations"] = {tone: {"image": draw(f"{code}-{tone}.png")} for tone in tones.split()}
             emojis.append(entry)
-    twin = {**emojis[0], "short_name": "twin", "unified": "1F499"}  # another emoji that looks the same
-    (folder / "emoji.json").write_text(json.dumps([*emojis, twin]))
+    lookalike = {
+        **emojis[0],
+        "short_name": "lookalike",
+        "unified": "1F499",
+    }  # another emoji with the same image
+    (folder / "emoji.json").write_text(json.dumps([*emojis, lookalike]))
     return folder
 
 
@@ -138,7 +141,7 @@ def test_families_are_whole_and_only_training_images_are_copied(package, tmp_pat
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ("1F468-200D-1F33E", "1F9D1-1F3FC-200D-1F33E"),  # male and any farmer
+        ("1F468-200D-1F33E", "1F9D1-1F3FC-200D-1F33E"),  # a man who is a farmer, any farmer
         ("1F645-200D-2642-FE0F", "1F645"),
         ("1F3C3-200D-2640-FE0F-200D-27A1-FE0F", "1F3C3"),
     ],
@@ -152,21 +155,21 @@ def test_a_pixel_is_the_mean_of_four_over_white(tmp_path):
     rgba = np.zeros((64, 64, 4), np.uint8)
     rgba[0, 0] = (100, 0, 0, 255)  # the other three are transparent
     Image.fromarray(rgba).save(tmp_path / "a.png")
-    levels = np.asarray(emoji_data.on_white(tmp_path / "a.png"))
-    assert levels.shape == (32, 32, 3)
-    assert np.abs(levels[0, 0] - [216.25, 191.25, 191.25]).max() < 1
-    assert (levels.reshape(-1, 3)[1:] == 255).all()
-    assert (np.asarray(emoji_data.on_white(tmp_path / "a.png", (2, 0)))[0, 1] == levels[0, 0]).all()
+    values = np.asarray(emoji_data.on_white(tmp_path / "a.png"))
+    assert values.shape == (32, 32, 3)
+    assert np.abs(values[0, 0] - [216.25, 191.25, 191.25]).max() < 1
+    assert (values.reshape(-1, 3)[1:] == 255).all()
+    assert (np.asarray(emoji_data.on_white(tmp_path / "a.png", (2, 0)))[0, 1] == values[0, 0]).all()
 
 
-def test_the_average_is_kept_as_float16_and_comes_back_as_float32(tmp_path):
+def test_averaged_weights_are_saved_as_float16_and_loaded_as_float32(tmp_path):
     trained = fractalgen.build(emoji.NAME, class_num=len(emoji_data.CLASSES))
     torch.save({"model": {}, "model_ema": trained.state_dict()}, tmp_path / checkpoint.NAME)
-    emoji.keep(tmp_path, tmp_path / "model")
+    emoji.save_model(tmp_path, tmp_path / "model")
     loaded = FractalGen.from_pretrained(tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").stat().st_size < 12e6
-    for name, value in trained.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value.half().float())
+    for name, weight in trained.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight.half().float())
 
 
 def test_nearest_images_are_found():
@@ -177,9 +180,9 @@ def test_nearest_images_are_found():
     assert emoji.nearest(train[:1] // 2 + 1, train[1:])[1] > 10
 
 
-def test_training_images_to_compare_with_are_as_many_and_no_copies(package, tmp_path):
+def test_training_images_to_compare_with_are_as_many_as_held_out_ones_and_no_copies(package, tmp_path):
     emoji_data.write_emoji(tmp_path / "data", package)
-    emoji.write_seen(tmp_path / "data", tmp_path / "seen")
+    emoji.write_trained_on(tmp_path / "data", tmp_path / "seen")
     for label in emoji_data.CLASSES:
         held_out, seen = (list((tmp_path / folder / "val" / label).iterdir()) for folder in ("data", "seen"))
         assert len(seen) == len(held_out)

@@ -1,4 +1,4 @@
-"""The notebook: executed offline, calls the library only, and is stored with its outputs."""
+"""The notebook runs offline, only calls the library, and is stored with its outputs."""
 
 import ast
 import os
@@ -18,7 +18,7 @@ def code_cells(notebook) -> list:
 
 
 def kinds(cell) -> list[str]:
-    """What a cell's outputs hold: PNG, GIF, or text."""
+    """Returns the types of a cell's outputs: PNG, GIF, or text."""
     return [kind for output in cell.outputs for kind in output.get("data", {"text": ""})]
 
 
@@ -27,7 +27,7 @@ def stored():
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
-def test_it_runs_offline_with_the_model_in_the_box_and_known_pixels_stay(stored, monkeypatch):
+def test_it_runs_offline_with_the_bundled_model_and_known_pixels_stay(stored, monkeypatch):
     monkeypatch.delenv("FRACTALGEN_MODEL", raising=False)
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")

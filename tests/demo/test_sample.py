@@ -1,4 +1,4 @@
-"""demo/sample.py: what it writes is what `generate` draws; classes by name or number; bad input in one line."""
+"""demo/sample.py writes what `generate` draws, takes classes by name or number, and has one-line errors."""
 
 import sys
 from pathlib import Path
@@ -55,37 +55,28 @@ def test_sheet_folders_and_growth_show_what_generate_draws(model, folder, tmp_pa
     assert (sheet[18 : 18 + 16 : 2, -(16 + 2) : -2 : 2] == drawn[5]).all()  # second row, last column
     growth = Image.open(out / "growth.gif")
     assert growth.n_frames == model.sampling_defaults.num_inference_steps[0]
-    last = [*(frame.copy() for frame in iterate(growth))][-1]
-    shown = np.asarray(last.convert("RGB")).astype(int)[
-        18:34:2, -54:-38:2
-    ]  # the fourth image, of the first batch
+    growth.seek(growth.n_frames - 1)
+    # The fourth image, which is the last of the first batch.
+    shown = np.asarray(growth.convert("RGB")).astype(int)[18:34:2, -54:-38:2]
     assert np.abs(shown - drawn[3]).mean() < 12  # 256 colours
     assert sorted(path.name for path in out.iterdir()) == ["f", "growth.gif", "growth.mp4", "sheet.png"]
     assert "6 images of 8 x 8 pixels, seed 5" in capsys.readouterr().out
 
 
-def iterate(image: Image.Image):
-    for number in range(image.n_frames):
-        image.seek(number)
-        yield image
-
-
 def test_mp4_can_be_read_back(tmp_path):
-    cv2 = pytest.importorskip("cv2")
+    ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="pip install -e '.[demo]'")
     colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
     frames = [Image.new("RGB", (33, 17), colour) for colour in colours]
     animation.save_animation(tmp_path / "a.mp4", frames, fps=10, hold=0.5)
-    video, found = cv2.VideoCapture(str(tmp_path / "a.mp4")), []
-    while (read := video.read())[0]:
-        found.append(read[1][..., ::-1])
-    assert len(found) == 3 + 5
+    about, *found = ffmpeg.read_frames(tmp_path / "a.mp4")
+    assert (about["codec"], about["size"], len(found)) == ("h264", (34, 18), 3 + 5)
+    found = [np.frombuffer(frame, np.uint8).reshape(18, 34, 3) for frame in found]
     assert np.abs(np.array([frame.mean((0, 1)) for frame in found[:3]]) - colours).max() < 15
 
 
-def test_without_a_writer_of_mp4_one_line_says_so_and_nothing_is_left(tmp_path, monkeypatch):
-    for module in ("cv2", "imageio.v2", "imageio_ffmpeg"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match="pip install"):
+def test_without_ffmpeg_one_line_says_what_to_install_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(UserError, match=r"pip install 'fractalgen\[demo\]'"):
         animation.save_animation(tmp_path / "a.mp4", [Image.new("RGB", (4, 4))])
     assert not list(tmp_path.iterdir())
 
@@ -95,7 +86,7 @@ BAD = {
     "--cfg inf": "guidance scale (cfg) inf must be from 1",
     "--temperature inf": "temperature inf must be above 0, and finite",
     "--sheet a.jpg": "--sheet a.jpg: its name must end in .png",
-    "--folders /": "--folders /: has something in it",
+    "--folders /": "--folders /: this folder is not empty",
     "--num_iter_list 4": "num_iter_list",
     "--classes dog": "no class 'dog'; give one of its names or a number from 0 to 3",
     "--classes 4": "no class '4'",
@@ -118,7 +109,7 @@ def test_bad_input_ends_in_one_line(flags, folder, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_too_little_memory_is_said_in_one_line(folder, tmp_path, monkeypatch, capsys):
+def test_a_lack_of_memory_is_reported_in_one_line(folder, tmp_path, monkeypatch, capsys):
     def fail(*arguments):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
@@ -140,7 +131,7 @@ def test_classes_by_name_in_any_case_and_by_number():
     assert (find_class("Cardigan", names, 1000), find_class("cardigan", names, 1000)) == (264, 474)
     with pytest.raises(UserError, match=r"perhaps .*golden retriever"):
         find_class("golden retreiver", names, 1000)
-    assert find_class("1", ["1", "0"], 2) == 0  # a name comes first
+    assert find_class("1", ["1", "0"], 2) == 0  # a name goes before a number
     with pytest.raises(UserError, match="no classes"):
         find_class("face", None, 0)
     assert (class_title(1, None), class_title(1, NAMES)) == ("class 1", "red heart")

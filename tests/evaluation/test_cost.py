@@ -9,15 +9,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import TINY, tiny_model
-from evaluation.cost import cost_report, forward_cost, sampling_cost, training_bytes, training_flops
+from evaluation.cost import forward_cost, sampling_cost, training_flops
+from evaluation.report import cost_report, training_bytes
 from models import fractalgen
-from models.ar import ARSampler
 from models.fractalgen import FractalGen
 from models.generator import Mask
-from models.mar import MAR, MARSampler
+from models.mar import MAR
 from models.noise import Noise
-from models.pixelloss import PixelSampler
-from models.sampling.guidance import Guidance
+from models.sampling.ar import ARSampler
+from models.sampling.canvas import Batch
+from models.sampling.generate import build_sampler
+from models.sampling.mar import MARSampler
+from models.sampling.options import SamplingOptions
+from models.sampling.pixel import PixelSampler
 from models.sampling.prepare import Setup
 
 TABLE_1 = {"fractalmar_in64": (215, 208, 15), "fractalmar_large_in256": (215, 208, 419, 22)}  # GFLOPs, paper
@@ -35,7 +39,7 @@ def preset(name: str) -> FractalGen:
 
 @cache
 def preset_flops(name: str) -> list[int]:
-    return forward_cost(preset(name)).flops
+    return forward_cost(preset(name))[0]
 
 
 @pytest.mark.parametrize("name", TABLE_1)
@@ -52,13 +56,13 @@ def test_256_px_cost_twice_64_px():
 def test_two_levels_cost_5516_gflops(kind):
     """64 px in one sequence of 4096 pixels, of the 64 px model's width and depth (paper, Table 1)."""
     model = on_meta([64, 1], [1024, 128], [32, 3], [16, 4], [kind, "ar"])
-    assert sum(forward_cost(model).flops) / 1e9 == pytest.approx(5516, rel=0.02)
+    assert sum(forward_cost(model)[0]) / 1e9 == pytest.approx(5516, rel=0.02)
 
 
 def test_attention_entries_are_counted_in_both_types(kind):
     """In levels of few tokens and of many, for which other kernels are taken."""
-    assert forward_cost(tiny_model(kind)).entries == [16**2, 16 * 4**2]
-    assert forward_cost(tiny_model(kind, img_size_list=[32, 2, 1])).entries == [256**2, 256 * 4**2]
+    assert forward_cost(tiny_model(kind).to("meta"))[1] == [16**2, 16 * 4**2]
+    assert forward_cost(tiny_model(kind, img_size_list=[32, 2, 1]).to("meta"))[1] == [256**2, 256 * 4**2]
 
 
 def test_training_flops_are_those_of_a_forward_pass(kind):
@@ -73,34 +77,34 @@ def test_training_flops_are_those_of_a_forward_pass(kind):
         FlopCounterMode(display=False) as counter,
     ):  # the CPU's fused kernel is not counted
         model(torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.long), masks=masks)
-    found = training_flops(model)
+    found = training_flops(model.to("meta"))
     assert sum(found) == counter.get_total_flops()
     assert all(flops > 0 for flops in found)
-    assert training_flops(tiny_model(kind, grad_checkpointing=True)) == found
+    assert training_flops(tiny_model(kind, grad_checkpointing=True).to("meta")) == found
 
 
-@pytest.mark.parametrize(("kind", "refresh"), [*((kind, 1) for kind in TINY), ("mar", 2), ("guided", 3)])
-def test_sampling_costs_what_the_sampler_does(kind, refresh, monkeypatch):
+@pytest.mark.parametrize(("kind", "interval"), [*((kind, 1) for kind in TINY), ("mar", 2), ("guided", 3)])
+def test_sampling_costs_what_the_sampler_does(kind, interval, monkeypatch):
     """Operations and calls counted while a real image is drawn; levels of several blocks."""
     steps, scale = (3, 2), 1.0 if kind == "mar" else 3.0
     model, calls = tiny_model(kind, img_size_list=[4, 2, 1], num_blocks_list=[3, 1, 2]), Counter()
-    cost = sampling_cost(model, steps, guided=scale != 1, refresh=refresh)
+    options = SamplingOptions(steps, scale, feature_cache_interval=interval)
+    flops, cost_calls = sampling_cost(model, options)
     for cls in (ARSampler, MARSampler):
         name = lambda sampler: f"level{sampler.generator.spec.index}"  # noqa: E731
         monkeypatch.setattr(cls, "predict", counted(cls.predict, name, calls))
     name = lambda head: "rgb" if head.cond_proj.transposed.shape[0] == 16 else "guiding1"  # noqa: E731  the guiding head: 32
     monkeypatch.setattr(PixelSampler, "pixels", counted(PixelSampler.pixels, name, calls))
-    guidance = Guidance.create(scale, "linear", 1.0, 1e-4)
+    guidance = options.guidance(2)
     noise = Noise.of_images(0, [0], model.noise_sizes)
     with torch.no_grad():
-        sampler = model.sampler(
-            Setup(torch.float32, refresh=refresh)
-        )  # what is prepared once a call is not counted
+        sampler = build_sampler(model, Setup(torch.float32, options))  # prepared once a call: not counted
+        batch = Batch([guidance.double(model.fake_latent)] * model.num_conds, guidance, noise, steps)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            sampler.draw([guidance.double(model.fake_latent)] * model.num_conds, guidance, noise, steps)
-    assert sum(cost.flops) == counter.get_total_flops()
-    assert cost.calls == calls
-    assert ("guiding1" in cost.calls) == (kind == "guided")
+            sampler.sample(batch)
+    assert sum(flops) == counter.get_total_flops()
+    assert cost_calls == calls
+    assert ("guiding1" in cost_calls) == (kind == "guided")
 
 
 def counted(function, name, calls):
@@ -112,14 +116,13 @@ def counted(function, name, calls):
 
 
 def test_activations_are_what_the_backward_pass_keeps():
-    model = tiny_model("mar", attn_dropout=0.0, proj_dropout=0.0).train()
+    model = tiny_model("mar", attn_dropout=0.0, proj_dropout=0.0).to("meta").train()
     plain = training_bytes(model, 4)
     assert plain["activations"] == 4 * training_bytes(model, 1)["activations"]
-    less = training_bytes(tiny_model("mar", grad_checkpointing=True), 4)
+    less = training_bytes(tiny_model("mar", grad_checkpointing=True).to("meta").train(), 4)
     assert less["activations"] < 0.7 * plain["activations"]
     weights = sum(p.numel() * 4 for p in model.parameters())
     assert plain["weights, gradients, moments"] == 4 * weights
-    assert all(not p.is_meta for p in model.parameters())
 
 
 def test_the_report_has_every_line():
@@ -127,7 +130,7 @@ def test_the_report_has_every_line():
     model = on_meta(
         [256, 16, 4, 1], [32, 16, 16, 8], [1] * 4, [2] * 4, ["mar", "mar", "mar", "ar"], guiding_pixel=True
     )
-    report = cost_report(model, 2, steps, guided=True)
+    report = cost_report(model, 2, SamplingOptions(steps, 2.0))
     every, below = (sum(p.numel() for p in part.parameters()) for part in (model, model.next_fractal))
     assert report["parameters"] == sum(report["parameters_by_level"].values()) == every
     assert report["parameters_by_level"]["level0"] == every - below
@@ -151,5 +154,5 @@ def test_the_report_has_every_line():
                   sampling["gflops_per_image"]):  # fmt: skip
         assert list(flops) == [*names, "total"]
         assert sum(flops[name] for name in names) == pytest.approx(flops["total"], abs=0.01)
-    alone = sum(sampling_cost(model, steps, guided=False).flops) / 1e9
+    alone = sum(sampling_cost(model, SamplingOptions(steps))[0]) / 1e9
     assert sampling["gflops_per_image"]["total"] == pytest.approx(2 * alone, rel=0.01)

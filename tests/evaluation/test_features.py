@@ -1,4 +1,4 @@
-"""Which images are measured, and that statistics do not depend on how they were added up."""
+"""Which images are measured; the statistics of blocks of images add up to those of all images."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import random_levels, save_image
+from conftest import random_values, save_image
 from evaluation import features
 from util.crop import center_crop_arr
 from util.dist import World
@@ -14,46 +14,48 @@ from util.errors import UserError
 
 
 class Sums:
-    """Stands for the Inception network: two features an image, its sum over the top row and over the left column."""
+    """Stands for the Inception network. Two features of an image: the sums of its top row and of its left column."""
 
     about = {"weights_sha256": "0"}  # noqa: RUF012
 
-    def __call__(self, levels):
-        pool = torch.stack([levels[:, :, 0].float().sum((1, 2)), levels[:, :, :, 0].float().sum((1, 2))], 1)
+    def __call__(self, values):
+        pool = torch.stack([values[:, :, 0].float().sum((1, 2)), values[:, :, :, 0].float().sum((1, 2))], 1)
         return pool, -pool
 
 
-def measure(path, size=None, split=None, **settings):
-    return features.measure(
-        features.open_images(path, split), size, Sums(), World(), progress_bar=False, **settings
-    )
+def measure(path, size=None, split=None, keep=None, num_workers=0):
+    return features.Measurer(Sums(), World(), size, num_workers).measure(path, split, keep)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    for i, levels in enumerate(random_levels(9, 8)):
-        save_image(tmp_path / "images" / f"{i:02d}.png", levels)
+    for i, values in enumerate(random_values(9, 8)):
+        save_image(tmp_path / "images" / f"{i:02d}.png", values)
     return tmp_path / "images"
 
 
 def test_a_folder_and_an_npz_of_the_same_images_measure_the_same(folder, tmp_path):
-    levels = random_levels(9, 8)
-    np.savez(tmp_path / "a.npz", arr_0=levels.permute(0, 2, 3, 1).numpy())
+    values = random_values(9, 8)
+    np.savez(tmp_path / "a.npz", arr_0=values.permute(0, 2, 3, 1).numpy())
     for num_workers in (0, 2):
         a, b = measure(folder, num_workers=num_workers), measure(tmp_path / "a.npz", num_workers=num_workers)
-        assert torch.equal(a.features, Sums()(levels)[0])
+        assert torch.equal(a.features, Sums()(values)[0])
         assert torch.equal(a.features, b.features)
         assert a.about["pictures_sha256"] == b.about["pictures_sha256"]
-    with pytest.raises(UserError, match="these npz images of 8 x 8 px are no images of 16 px"):
+    with pytest.raises(UserError, match="these npz images of 8 x 8 px are not of 16 px"):
         measure(tmp_path / "a.npz", size=16)
-    digests = b"".join(hashlib.sha256(one.numpy().tobytes()).digest() for one in levels)
+    digests = b"".join(hashlib.sha256(image.numpy().tobytes()).digest() for image in values)
     assert a.about == {
-        "kind": "images without classes", "pictures": 9, "crop": None, "pictures_sha256": hashlib.sha256(digests).hexdigest(),
-    }  # fmt: skip
+        "path": str(folder),
+        "kind": "images without classes",
+        "pictures": 9,
+        "crop": None,
+        "pictures_sha256": hashlib.sha256(digests).hexdigest(),
+    }
 
 
 def test_images_are_cropped_as_for_training_or_must_be_of_one_size(folder):
-    save_image(folder / "sub" / "wide.png", random_levels(1, 24, seed=1)[0][:, :18])
+    save_image(folder / "sub" / "wide.png", random_values(1, 24, seed=1)[0][:, :18])
     with pytest.raises(
         UserError, match=r"/sub/wide\.png: 24 x 18 px, the first has 8 x 8; give --img_size to crop all"
     ):
@@ -89,15 +91,14 @@ def test_blocks_add_up_to_the_whole(folder, monkeypatch):
     assert all((every.features == row).all(1).any() for row in whole.features)
 
 
-def test_what_cannot_be_measured_is_said(folder, tmp_path):
+def test_images_that_cannot_be_measured_are_named(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     np.savez(tmp_path / "float.npz", arr_0=np.zeros((3, 8, 8, 3)))
     np.savez(tmp_path / "other.npz", mu=np.zeros(3))
     for path, message in (
-        (tmp_path / "none", "no such folder of images or npz file"),
         (tmp_path / "empty", "there is no image in it"),
         (tmp_path / "float.npz", r"must be arr_0, uint8 \(N, H, W, 3\), but arr_0 is float64 \(3, 8, 8, 3\)"),
-        (tmp_path / "other.npz", "but it has mu"),
+        (tmp_path / "other.npz", "but arr_0 is missing"),
     ):
         with pytest.raises(UserError, match=message):
             measure(path)

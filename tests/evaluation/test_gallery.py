@@ -1,3 +1,5 @@
+"""Processes and jobs fill one folder of images together, also where some are killed or the disk is full."""
+
 import errno
 import json
 import os
@@ -12,7 +14,7 @@ from filelock import FileLock
 from PIL import Image
 from processes import forkserver
 
-from evaluation.gallery import CLAIMS, MANIFEST, Gallery, balanced
+from evaluation.gallery import CLAIMS, MANIFEST, Gallery
 from util.errors import UserError
 
 
@@ -31,7 +33,7 @@ def images(folder) -> dict[str, int]:
 ALL = {f"{index:05d}.png": index for index in range(10)}
 
 
-def test_it_is_filled_once_and_says_how_it_came_about(tmp_path):
+def test_each_image_is_drawn_once_and_the_manifest_says_how(tmp_path):
     batches, seen = [], []
     gallery = Gallery(tmp_path, 10, {"seed": 3}, {"versions": "x"}, unit=4)
     drawn = gallery.fill(
@@ -48,7 +50,7 @@ def test_it_is_filled_once_and_says_how_it_came_about(tmp_path):
     assert again.fill(lambda indices: pytest.fail("nothing is missing"), batch_size=3) == 0
 
 
-def test_only_what_is_missing_or_cut_is_drawn(tmp_path):
+def test_only_missing_and_incomplete_images_are_drawn(tmp_path):
     Gallery(tmp_path, 10, {}, {}, unit=4).fill(draw, 4)
     (tmp_path / "00006.png").unlink()
     cut = tmp_path / "00002.png"
@@ -63,24 +65,24 @@ def test_only_what_is_missing_or_cut_is_drawn(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == ["mine.png.77.tmp"]
 
 
-def test_processes_begin_apart_and_leave_to_others_what_they_have_claimed(tmp_path, monkeypatch):
+def test_processes_begin_apart_and_leave_claimed_images_to_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluation.gallery.PATIENCE", 0.01)
     gallery, order = Gallery(tmp_path, 10, {}, {}, unit=2), []
     other = FileLock(tmp_path / CLAIMS / "6.lock")
     other.acquire()
     released = time.monotonic() + 0.3
 
-    def watched(indices):
+    def note_and_draw(indices):
         order.extend(indices)
         return draw(indices)
 
-    def look(there):
-        if there == 8 and time.monotonic() > released:
+    def release_in_the_end(finished):
+        if finished == 8 and time.monotonic() > released:
             other.release()
 
-    monkeypatch.setattr(time, "sleep", lambda _: look(10 - len(gallery.missing(range(10)))))
-    gallery.fill(watched, 2, begin_at=0.5)
-    assert order == [4, 5, 8, 9, 0, 1, 2, 3, 6, 7]  # the claimed ones last, when the other process had gone
+    monkeypatch.setattr(time, "sleep", lambda _: release_in_the_end(10 - len(gallery.missing(range(10)))))
+    gallery.fill(note_and_draw, 2, begin_at=0.5)
+    assert order == [4, 5, 8, 9, 0, 1, 2, 3, 6, 7]  # the claimed ones last, when the other process has gone
     assert images(tmp_path) == ALL
 
 
@@ -112,7 +114,10 @@ def test_foreign_images_and_damaged_manifests_are_refused(tmp_path):
 
 
 def fill(folder: Path, begin_at: float) -> None:
-    """A process's work, slowly: says when it is at work, and in the end how many it drew, in files beside the folder."""
+    """Fills the folder slowly, in a process of its own.
+
+    A file beside the folder appears when the work has begun; in the end it holds the number of images drawn.
+    """
     calls, note = [], folder.with_suffix(f".{os.getpid()}")
 
     def slowly(indices):
@@ -125,8 +130,8 @@ def fill(folder: Path, begin_at: float) -> None:
     note.write_text(str(Gallery(folder, 200, {}, {}, unit=4).fill(slowly, 4, begin_at)))
 
 
-def test_killed_processes_are_made_up_for_by_others(tmp_path):
-    """Two jobs on one folder, killed at work, and two that come later."""
+def test_others_finish_the_work_of_killed_processes(tmp_path):
+    """Two jobs on one folder are killed at work; two later ones finish it."""
     folder = tmp_path / "images"
 
     def start(at: float):
@@ -148,19 +153,17 @@ def test_killed_processes_are_made_up_for_by_others(tmp_path):
         assert job.exitcode == 0
     drawn = [int((tmp_path / f"images.{job.pid}").read_text()) for job in later]
     assert images(folder) == {f"{index:05d}.png": index for index in range(200)}
-    assert 0 < sum(drawn) <= 192  # what the killed ones had finished was not drawn again
+    assert 0 < sum(drawn) <= 192  # the images that the killed ones had finished were not drawn again
 
 
-def test_a_job_that_tidies_up_is_not_in_the_way_of_one_that_begins(tmp_path, monkeypatch):
+def test_a_job_that_removes_the_claims_does_not_disturb_one_that_begins(tmp_path, monkeypatch):
     acquire, swept = FileLock.acquire, []
 
     def late(lock, *args, **how):
         if lock.lock_file not in swept:
             swept.append(lock.lock_file)
             shutil.rmtree(tmp_path / CLAIMS)
-            raise FileNotFoundError(
-                errno.ENOENT, "as where the folder goes between filelock's mkdir and open"
-            )
+            raise FileNotFoundError(errno.ENOENT, "the folder goes between filelock's mkdir and open")
         return acquire(lock, *args, **how)
 
     monkeypatch.setattr(FileLock, "acquire", late)
@@ -171,9 +174,7 @@ def test_a_job_that_tidies_up_is_not_in_the_way_of_one_that_begins(tmp_path, mon
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 @pytest.mark.filterwarnings("ignore:flock not supported")
-def test_a_file_system_without_locks_will_do_and_a_killed_job_leaves_nothing_in_the_way(
-    tmp_path, monkeypatch, error
-):
+def test_a_file_system_without_locks_works_also_after_a_job_was_killed(tmp_path, monkeypatch, error):
     fcntl = pytest.importorskip("fcntl")
 
     def refuse(handle, operation):
@@ -188,7 +189,7 @@ def test_a_file_system_without_locks_will_do_and_a_killed_job_leaves_nothing_in_
     assert images(tmp_path) == ALL
 
 
-def test_a_full_disk_is_one_line_and_leaves_whole_images(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_leaves_no_incomplete_image(tmp_path, monkeypatch):
     gallery = Gallery(tmp_path, 10, {}, {}, unit=4)
 
     def save(image, path, kind):
@@ -197,12 +198,7 @@ def test_a_full_disk_is_one_line_and_leaves_whole_images(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", save)
     with pytest.raises(
-        UserError, match=r"00000\.png: cannot be written \(No space left on device\); the others are whole"
+        UserError, match=r"00000\.png: cannot be written \(No space left on device\); the others are complete"
     ):
         gallery.fill(draw, 4)
     assert [path.name for path in tmp_path.iterdir() if path.name != CLAIMS] == [MANIFEST]
-
-
-def test_labels_are_balanced_in_the_order_given():
-    assert balanced([7, 3], 6) == [7, 7, 7, 3, 3, 3]
-    assert balanced(range(3), 3) == [0, 1, 2]

@@ -1,10 +1,10 @@
-"""The network's weights: found, read without running anything, and not mistaken for others."""
+"""The weights of the Inception network: they are found, read without running code, and checked."""
 
 import hostile
 import pytest
 import torch
 
-from conftest import random_levels
+from conftest import random_values
 from evaluation import inception
 from evaluation.inception import Inception
 from util import download
@@ -14,20 +14,20 @@ from util.files import sha256
 CPU = torch.device("cpu")
 
 
-def test_features_of_each_image_and_no_generator_is_drawn_from(inception_weights):
-    """That the numbers are torch-fidelity's is in test_score.py."""
+def test_features_have_their_shapes_and_no_random_numbers_are_drawn(inception_weights):
+    """test_score.py checks that the numbers are those of torch-fidelity."""
     before = torch.get_rng_state()
     network = Inception(inception_weights, CPU)
     assert torch.equal(torch.get_rng_state(), before)
     assert network.about["weights_sha256"] == sha256(inception_weights)
-    pool, logits = network(random_levels(2, 64))
+    pool, logits = network(random_values(2, 64))
     assert (pool.shape, logits.shape) == ((2, 2048), (2, 1008))
     assert pool.dtype == logits.dtype == torch.float32
     assert torch.get_float32_matmul_precision() == "highest"
     torch.set_float32_matmul_precision("high")
     try:
-        torch.testing.assert_close(network(random_levels(2, 64))[0], pool)
-        assert torch.get_float32_matmul_precision() == "high", "as it was before"
+        torch.testing.assert_close(network(random_values(2, 64))[0], pool)
+        assert torch.get_float32_matmul_precision() == "high", "the caller's setting is restored"
     finally:
         torch.set_float32_matmul_precision("highest")
 
@@ -48,7 +48,7 @@ def test_damaged_and_other_weights_are_one_line(inception_weights, tmp_path):
         UserError,
         match=r"weights\.pth: gives features that are not finite, it is damaged; get https://github",
     ):
-        Inception(path, CPU)(random_levels(2, 64))
+        Inception(path, CPU)(random_values(2, 64))
     assert_refused(
         tmp_path / "none", r"--inception_weights .*/none: no such file; it is https://github\.com/toshas"
     )
@@ -68,7 +68,7 @@ def assert_refused(path, message: str) -> None:
     assert str(refused.value).isprintable()
 
 
-def test_without_network_one_line_says_what_to_do(tmp_path, monkeypatch):
+def test_a_failed_download_is_one_line_that_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(download, "fetch", lambda url, part: (tmp_path / "no" / "network").read_bytes())
     with pytest.raises(
@@ -80,7 +80,7 @@ def test_without_network_one_line_says_what_to_do(tmp_path, monkeypatch):
     path = inception.find_weights(None)
     assert path.read_text().endswith(path.name)
     monkeypatch.setattr(download, "fetch", None)
-    assert inception.find_weights(None) == path, "fetched once"
+    assert inception.find_weights(None) == path, "the second call fetches nothing"
 
 
 def test_torch_fidelity_that_is_missing_or_old_is_named(monkeypatch):

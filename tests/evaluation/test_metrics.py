@@ -1,4 +1,4 @@
-"""Scores of known features: by closed form, and what is said where there are too few images for one."""
+"""Scores of known features against closed forms, and the notes where there are too few images for a score."""
 
 import json
 
@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from evaluation import features, metrics
 from evaluation.features import Measured
-from evaluation.reference import Reference
+from util.errors import UserError
 
 
 def measured(pool: torch.Tensor, seed: int = 0) -> Measured:
@@ -18,9 +18,9 @@ def measured(pool: torch.Tensor, seed: int = 0) -> Measured:
     return Measured(*features.gaussian(pool), pool, logits, {"images": len(pool)})
 
 
-def reference(pool: torch.Tensor, with_images: bool = True) -> Reference:
+def reference(pool: torch.Tensor, with_images: bool = True) -> Measured:
     about = {"images": len(pool), "path": "some.npz"}
-    return Reference(*features.gaussian(pool), pool if with_images else None, about)
+    return Measured(*features.gaussian(pool), pool if with_images else None, None, about)
 
 
 def normal(count: int, dim: int = 8, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
@@ -33,7 +33,7 @@ def test_fid_of_two_gaussians_is_the_closed_form():
     a, b = a @ a.T, b @ b.T
     generated = measured(normal(50, 6))
     generated.mu, generated.sigma = mu_a, a
-    scores, _, _ = metrics.compute(generated, Reference(mu_b, b, None, {"path": "x"}))
+    scores, _, _ = metrics.compute(generated, Measured(mu_b, b, None, None, {"path": "x"}))
     root = sqrtm(a)
     expected = ((mu_a - mu_b) ** 2).sum() + np.trace(a + b - 2 * sqrtm(root @ b @ root).real)
     assert scores["fid"] == pytest.approx(expected, rel=1e-9)
@@ -51,7 +51,7 @@ def test_a_set_against_itself_and_against_one_far_away():
 
 
 def test_precision_is_of_the_generated_and_recall_of_the_real():
-    """Generated images in one of two places where real ones are: all good, half of them missing."""
+    """The generated images cover one of the two clusters of real ones: high precision, recall of one half."""
     here, there = normal(200), normal(200, seed=1, shift=1000.0)
     scores, _, _ = metrics.compute(
         measured(normal(200, seed=2, scale=0.5)), reference(torch.cat([here, there]))
@@ -61,7 +61,7 @@ def test_precision_is_of_the_generated_and_recall_of_the_real():
 
 
 def test_inception_score_of_known_logits():
-    """One class each, all equally often: as many as there are classes; all the same: 1."""
+    """Certain logits, all 4 classes equally often: the score is 4. The same logits for all images: it is 1."""
     generated = measured(normal(4000))
     generated.logits = 100 * torch.eye(4)[torch.arange(4000) % 4]
     scores, _, _ = metrics.compute(generated, None)
@@ -81,7 +81,7 @@ def test_few_images_are_scored_as_far_as_they_go_and_it_is_said():
     assert scores["kid"] is not None
     assert "prc_neighborhood" not in settings
     assert "precision and recall: not computed, 3 images have no third neighbour" in notes
-    assert metrics.adapted(measured(normal(1100)), reference(normal(1200))) == (metrics.SETTINGS, [])
+    assert metrics.adapt_settings(measured(normal(1100)), reference(normal(1200))) == (metrics.SETTINGS, [])
 
 
 def test_an_inception_score_is_never_of_single_images():
@@ -90,7 +90,7 @@ def test_an_inception_score_is_never_of_single_images():
     assert settings["isc_splits"] == 1
     assert scores["inception_score"] > 1.1
     assert notes[0].startswith("IS: of all 19 images")
-    assert metrics.adapted(measured(normal(20)), None)[0]["isc_splits"] == 10
+    assert metrics.adapt_settings(measured(normal(20)), None)[0]["isc_splits"] == 10
 
 
 def test_a_reference_without_images_gives_fid_and_is_and_says_why_no_more():
@@ -120,6 +120,18 @@ def test_table_has_the_papers_columns_and_marks_the_best():
     assert [part.strip() for part in lines[0].split("  ") if part] == list(metrics.COLUMNS)
     assert lines[2].split() == ["*", "two", "2.71", "87.94", "±", "1.20", "1.500", "±", "0.100", "0.770", "-"]
     assert lines[1].startswith("one ")
+
+
+def test_a_score_that_is_no_number_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        metrics.write({"scores": {"fid": float("nan")}}, tmp_path / "metrics.json", tmp_path / "tb")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_tensorboard_cannot_write_is_one_line(tmp_path):
+    (tmp_path / "tb").write_text("a file")
+    with pytest.raises(UserError, match=r"metrics\.json: the scores could not be written \("):
+        metrics.write({"scores": {"fid": 1.0}}, tmp_path / "metrics.json", tmp_path / "tb")
 
 
 def test_scores_and_settings_are_written_for_people_and_for_tensorboard(tmp_path):

@@ -1,5 +1,6 @@
-"""The command that scores images, held against torch-fidelity's own."""
+"""The command that scores images, checked against torch-fidelity's own command."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -11,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import random_levels, save_image
+from conftest import random_values, save_image
 from evaluation import features, score
+from util.dist import World
 from util.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -27,8 +29,15 @@ THEIRS = {
 }
 
 
+CPU = ("--device", "cpu", "--num_workers", "0")
+
+
+def run(*argv) -> None:
+    score.main([*map(str, argv), *CPU])
+
+
 def photographs(folder: Path, count: int, seed: int, size: int = 64) -> Path:
-    """Crops of photographs, and a few digits, as images of one size."""
+    """Writes crops of photographs and a few digits as images of one size. Returns the folder."""
     from skimage import data
     from sklearn.datasets import load_digits, load_sample_images
 
@@ -51,63 +60,38 @@ def photographs(folder: Path, count: int, seed: int, size: int = 64) -> Path:
 
 
 def torch_fidelity(generated: Path, real: Path, weights: Path, settings: dict, *flags: str) -> dict:
-    command = [
-        sys.executable,
-        "-m",
-        "torch_fidelity.fidelity",
-        "--input1",
-        generated,
-        "--input2",
-        real,
-        "--cpu",
-        "--json",
-    ]
+    """The scores that torch-fidelity's command prints for two folders of images."""
+    command = [sys.executable, "-m", "torch_fidelity.fidelity", "--input1", generated, "--input2", real]
+    command += ["--cpu", "--json", "--isc", "--fid", "--kid", "--prc", "--no-cache", "--silent"]
+    command += ["--feature-extractor", "inception-v3-compat", "--feature-extractor-weights-path", weights]
     command += [
-        "--isc",
-        "--fid",
-        "--kid",
-        "--prc",
-        "--feature-extractor",
-        "inception-v3-compat",
-        "--no-cache",
-        "--silent",
+        "--kid-subset-size",
+        settings["kid_subset_size"],
+        "--isc-splits",
+        settings["isc_splits"],
+        *flags,
     ]
-    command += ["--feature-extractor-weights-path", weights, *flags]
-    command += ["--kid-subset-size", settings["kid_subset_size"], "--isc-splits", settings["isc_splits"]]
     result = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout)
 
 
 def assert_equal_to_torch_fidelity(tmp_path, weights: Path, counts: tuple[int, int], *flags: str) -> None:
-    generated, real = (
-        photographs(tmp_path / "a", counts[0], seed=0),
-        photographs(tmp_path / "b", counts[1], seed=1),
-    )
-    score.main(
-        [
-            str(generated),
-            str(real),
-            "--inception_weights",
-            str(weights),
-            "--device",
-            "cpu",
-            "--num_workers",
-            "0",
-        ]
-    )
+    generated = photographs(tmp_path / "a", counts[0], seed=0)
+    real = photographs(tmp_path / "b", counts[1], seed=1)
+    run(generated, real, "--inception_weights", weights)
     ours = json.loads((generated / "metrics.json").read_text())
     theirs = torch_fidelity(generated, real, weights, ours["score_settings"], *flags)
     for name, their_name in THEIRS.items():
         assert ours["scores"][name] == pytest.approx(theirs[their_name], rel=1e-6), name
     assert 0 < ours["scores"]["precision"] <= 1
-    assert ours["scores"]["inception_score"] > 1.01, "this random network tells images apart"
+    assert ours["scores"]["inception_score"] > 1.01, "the random network tells images apart"
 
 
 def test_scores_are_those_of_torch_fidelitys_command(tmp_path, inception_weights):
     assert_equal_to_torch_fidelity(
         tmp_path, inception_weights, (9, 8), "--save-cpu-ram"
-    )  # without worker processes
+    )  # no worker processes
 
 
 @pytest.mark.slow
@@ -117,16 +101,7 @@ def test_scores_of_many_photographs_are_those_of_torch_fidelitys_command(tmp_pat
 
 def test_two_processes_measure_what_one_does(tmp_path, inception_weights, monkeypatch):
     folder, one, two = photographs(tmp_path / "images", 5, seed=0), tmp_path / "one.npz", tmp_path / "two.npz"
-    settings = [
-        folder,
-        "--inception_weights",
-        inception_weights,
-        "--device",
-        "cpu",
-        "--num_workers",
-        "0",
-        "--make_reference",
-    ]
+    settings = [folder, "--inception_weights", inception_weights, *CPU, "--make_reference"]
     monkeypatch.setattr(features, "BATCH", 2)  # 3 batches for 2 processes
     score.main([*map(str, settings), str(one)])
     script = tmp_path / "small.py"
@@ -144,14 +119,10 @@ def test_two_processes_measure_what_one_does(tmp_path, inception_weights, monkey
     assert one.with_suffix(".json").read_text() == two.with_suffix(".json").read_text()
 
 
-def run(*argv) -> None:
-    score.main([*map(str, argv), "--device", "cpu", "--num_workers", "0"])
-
-
 @pytest.fixture
 def images(tmp_path):
-    for i, levels in enumerate(random_levels(12, 8)):
-        save_image(tmp_path / "images" / f"{i:05d}.png", levels)
+    for i, values in enumerate(random_values(12, 8)):
+        save_image(tmp_path / "images" / f"{i:05d}.png", values)
     return tmp_path / "images"
 
 
@@ -173,12 +144,12 @@ def test_a_folder_against_a_folder_leaves_everything_in_metrics_json(
     assert result["run"]["versions"]["torch"] == torch.__version__
     assert result["run"]["commit"]
     assert list((images / "scores").glob("events.*"))
-    run(images, images)  # what the first run wrote is in the way of nothing
+    run(images, images)  # the files of the first run do not disturb the second
     assert json.loads((images / "metrics.json").read_text())["generated"] == result["generated"]
 
 
 def test_an_npz_without_a_reference_gets_an_inception_score(colour_network, tmp_path, capsys):
-    np.savez(tmp_path / "samples.npz", arr_0=random_levels(20, 8).permute(0, 2, 3, 1).numpy())
+    np.savez(tmp_path / "samples.npz", arr_0=random_values(20, 8).permute(0, 2, 3, 1).numpy())
     run(tmp_path / "samples.npz", "--metrics", tmp_path / "out.json")
     scores = json.loads((tmp_path / "out.json").read_text())["scores"]
     assert scores["fid"] is None
@@ -214,6 +185,15 @@ def test_bad_input_is_one_line_and_status_2(bad, colour_network, images, tmp_pat
 
 
 def test_what_is_missing_is_said_before_the_network_is_loaded(tmp_path):
-    settings = dict(size=None, device=torch.device("cpu"), world=None, num_workers=0)
-    with pytest.raises(UserError, match="no such reference"):
-        score.Scorer(tmp_path / "none.npz", tmp_path / "no weights either", **settings)
+    weights = tmp_path / "no weights either"
+    flags = argparse.Namespace(
+        fid_stats=tmp_path / "none.npz", inception_weights=weights, img_size=8, num_workers=0
+    )
+    with pytest.raises(UserError, match=r"none\.npz: no such reference"):
+        score.scorer_of_flags(flags, torch.device("cpu"), World())
+
+
+def test_flags_that_name_no_reference_and_no_sweep_need_no_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = argparse.Namespace(fid_stats=None, img_size=8, sweep=None)
+    assert score.scorer_of_flags(flags, torch.device("cpu"), World()) is None

@@ -1,9 +1,11 @@
 import torch
 
-from conftest import random_levels, tiny_model
+from conftest import random_values, tiny_model
 from models.generator import ForwardOptions
 from models.noise import Noise
 from models.patches import patchify
+from models.sampling.canvas import Batch
+from models.sampling.generate import build_sampler
 from models.sampling.guidance import Guidance
 from models.sampling.prepare import Setup
 from util.pixels import normalize
@@ -12,12 +14,12 @@ from util.pixels import normalize
 def test_cached_sampling_steps_equal_the_teacher_forced_pass():
     model = tiny_model("ar")
     generator, conds = model.generator, [torch.randn(2, 32)]
-    images = normalize(random_levels(2, 8))
+    images = normalize(random_values(2, 8))
     canvas = patchify(images, 2)
     noise = Noise.of_images(0, range(2), model.noise_sizes)
-    order = generator.order(noise)
-    sampler = model.sampler(Setup(torch.float32))
-    state = sampler.start(conds, Guidance(), noise, order)
+    order = generator.order(noise.order_uniforms)
+    sampler = build_sampler(model, Setup(torch.float32))
+    state = sampler.start(Batch(conds, Guidance(), noise), order)
     known = [None, *canvas.split(1, dim=1)]
     steps = [sampler.predict(state, known[begin], begin, end)[0] for begin, end, _ in generator.plan(1)]
     forced = generator(images, conds, ForwardOptions()).conds[0].view(2, 16, -1)
@@ -26,7 +28,7 @@ def test_cached_sampling_steps_equal_the_teacher_forced_pass():
 
 def test_a_patch_sees_only_the_past():
     generator, conds = tiny_model("ar").generator, [torch.randn(1, 32)]
-    images = normalize(random_levels(1, 8))
+    images = normalize(random_values(1, 8))
     changed = images.clone()
     changed[:, :, 4:] = 0  # patches 8 to 15
     before, after = (generator(x, conds, ForwardOptions()).conds[0] for x in (images, changed))

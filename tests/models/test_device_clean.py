@@ -1,6 +1,6 @@
-"""Forward, backward and sampling follow the data's device and never wait for it.
+"""Forward and backward passes and sampling compute on the data's device and never wait for it.
 
-Fake CUDA tensors need no GPU: an operation on a CPU tensor that leaked in raises, and so does reading a value back.
+Fake CUDA tensors need no GPU. To mix them with a CPU tensor raises, and so does reading a value.
 """
 
 import re
@@ -18,7 +18,7 @@ PUBLISHED = [name for name in fractalgen.PRESETS if "tiny" not in name]
 
 
 def published(name: str, blocks: int = 2, size: int | None = None) -> FractalGen:
-    """A published architecture with `blocks` at each level, which are all alike; `size` cuts the image, the rest stays."""
+    """Builds a published architecture with `blocks` blocks a level, for images of `size` x `size` pixels."""
     preset = fractalgen.PRESETS[name]
     sizes = [size or preset.sizes[0], *preset.sizes[1:]]
     return FractalGen(sizes, preset.widths, [blocks] * len(sizes), preset.heads, preset.generators,
@@ -49,9 +49,9 @@ def test_backward_on_meta(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_sampling_on_fake_cuda(name):
-    """One block a level and few steps or patches: every line of code runs, in seconds."""
+    """With one block per level and few steps or patches, every line of code runs within seconds."""
     with FakeTensorMode(), torch.device("cuda"):
-        # An AR level takes a step for every patch: four patches at level 0 are enough.
+        # An AR level takes a step for every patch, so level 0 gets only four patches.
         model = published(name, blocks=1, size=8 if name.startswith("fractalar") else None)
         steps = [2] * len(model.generators)
         drawn = model.generate(
@@ -83,7 +83,7 @@ def test_dtype_follows_the_weights(kind):
 
 
 def test_no_device_is_named_in_models_or_util():
-    """To choose the faster of two ways for the data's device is allowed."""
+    """Comparisons with `.type` are allowed: code may choose the faster of two ways for the data's device."""
     root = Path(__file__).parents[2]
     named = re.compile(r"""(?<!\.type == )(?<!\.type != )["'](cuda|cpu|mps|xpu)[:"']|\.cuda\(""")
     for path in [*(root / "models").glob("*.py"), *(root / "util").glob("*.py")]:

@@ -1,11 +1,11 @@
-"""The recursion, the table of models, and what holds for every mixture of levels."""
+"""The recursion, the table of models, and properties that hold for all combinations of generators."""
 
 import copy
 
 import pytest
 import torch
 
-from conftest import random_levels, tiny_model
+from conftest import random_values, tiny_model
 from models import fractalgen
 from models.fractalgen import PRESETS, FractalGen
 from models.noise import Noise
@@ -15,11 +15,11 @@ LABELS = torch.tensor([0, 3, 1])
 
 
 def images(size: int = 8) -> torch.Tensor:
-    return normalize(random_levels(3, size))
+    return normalize(random_values(3, size))
 
 
 def test_likelihood_of_an_ar_model_is_the_product_of_the_samplers_conditionals():
-    """Brute force: force every draw to the image's value and multiply the probabilities that the sampler offered."""
+    """Makes the sampler draw the image's values, and multiplies the probabilities of these draws."""
     model, x = tiny_model("ar"), images()
     logs, forced = [], iter([])
 
@@ -28,11 +28,11 @@ def test_likelihood_of_an_ar_model_is_the_product_of_the_samplers_conditionals()
         logs.append(probs.gather(1, values[:, None]).squeeze(1).double().log())
         return values
 
-    levels = to_values(x)  # the sampler goes through level 0's patches, their pixels, and R, G, B
-    blocks = levels.view(3, 3, 4, 2, 4, 2).permute(2, 4, 3, 5, 1, 0).reshape(-1, 3)
+    values = to_values(x)  # the sampler goes through level 0's patches, their pixels, and R, G, B
+    blocks = values.view(3, 3, 4, 2, 4, 2).permute(2, 4, 3, 5, 1, 0).reshape(-1, 3)
     forced = iter(blocks)
     drawn = model.sample([model.fake_latent.repeat(3, 1)], (16, 4), pick=pick)
-    assert torch.equal(to_values(drawn), levels)
+    assert torch.equal(to_values(drawn), values)
     brute = -torch.stack(logs).sum(0).mean() / (3 * 8 * 8)
     loss = model(x, LABELS)  # evaluation: the mean over pixels and channels, unconditional
     torch.testing.assert_close(loss.double(), brute, rtol=1e-5, atol=0)
@@ -48,7 +48,7 @@ def test_every_weight_gets_a_gradient(kind):
 
 
 def test_without_classes_the_condition_is_always_the_fake_latent(kind):
-    """Also in training, where labels are dropped at random; the empty table of classes wants no gradient (DDP)."""
+    """This holds in training too. The empty table of classes requires no gradient, else DDP would wait."""
     model, same = (tiny_model(kind, class_num=n, attn_dropout=0.0, proj_dropout=0.0).train() for n in (0, 4))
     assert model.class_emb.weight.shape == (0, 32)
     model.load_state_dict({**same.state_dict(), "class_emb.weight": model.class_emb.weight})
@@ -75,7 +75,7 @@ def test_checkpointing_changes_nothing(kind):
 
 def test_sampling_leaves_the_model_as_it_was_also_when_interrupted(kind):
     model = tiny_model(kind).train()
-    model.generator.eval()  # an unusual mode must come back too
+    model.generator.eval()  # a module in another mode than the model must stay so
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     attributes = [sorted(vars(m)) for m in model.modules()]
 
@@ -137,7 +137,7 @@ def test_any_depth_from_data_alone(sizes, kind):
     depth = len(sizes)
     model = FractalGen(sizes, [16] * depth, [1] * depth, [2] * depth, [kind] * (depth - 1) + ["ar"],
                        class_num=4, num_conds=1 if kind == "ar" else 5, guiding_pixel=kind == "mar")  # fmt: skip
-    assert model(normalize(random_levels(2, sizes[0])), torch.tensor([0, 1])).isfinite()
+    assert model(normalize(random_values(2, sizes[0])), torch.tensor([0, 1])).isfinite()
     drawn = model.generate([1], seed=0, num_inference_steps=[2] * (depth - 1), progress_bar=False)
     assert drawn[0].size == (sizes[0], sizes[0])
 
@@ -153,14 +153,14 @@ BAD = {
     "an ar width without 2-D pairs": (dict(generator_type_list=["ar"] * 3, num_conds=1, embed_dim_list=[12, 16, 16]), "multiple of 4"),
     "a level without blocks": (dict(num_blocks_list=[1, 1, 0]), "level 2: needs at least one block"),
     "a level without width": (dict(embed_dim_list=[32, 0, 16]), "level 1: width 0"),
-    "conditions that are not there": (dict(generator_type_list=["ar", "mar", "ar"], num_conds=5), "hands down 1"),
-    "too many conditions": (dict(num_conds=6), "hands down 5"),
+    "conditions that are not there": (dict(generator_type_list=["ar", "mar", "ar"], num_conds=5), "level above gives 1"),
+    "too many conditions": (dict(num_conds=6), "level above gives 5"),
     "no condition": (dict(num_conds=0), "num_conds"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_what_cannot_work_is_an_error_at_construction(bad):
+def test_a_configuration_that_cannot_work_is_an_error_at_construction(bad):
     changes, message = BAD[bad]
     with pytest.raises(ValueError, match=message):
         tiny_model("mar", **changes)
@@ -178,7 +178,7 @@ def test_every_preset_is_consistent(name):
         fractalgen.__dict__[name](guiding_pixel=not PRESETS[name].guiding_pixel)
 
 
-BEST = {  # guidance scale, temperature, steps: SPEC section 7 and issue 2
+BEST = {  # guidance scale, temperature, steps: docs/format.md, "Presets"
     "fractalar_in64": (11.0, 1.03, (64, 16)),
     "fractalmar_in64": (6.5, 1.02, (64, 16)),
     "fractalmar_base_in256": (29.0, 1.1, (64, 16, 16)),
@@ -201,8 +201,8 @@ def test_published_construction_and_sampling_call():
     drawn = model.sample(cond_list=[emb] * 5, num_iter_list=(4, 2), cfg=4.0, cfg_schedule="constant", temperature=1.02,
                          filter_threshold=1e-4, fractal_level=0, visualize=False)  # fmt: skip
     assert drawn.shape == (2, 3, 8, 8)
-    levels = to_values(drawn)
-    torch.testing.assert_close(normalize(levels), drawn)
+    values = to_values(drawn)
+    torch.testing.assert_close(normalize(values), drawn)
 
 
 @pytest.mark.parametrize(

@@ -1,54 +1,30 @@
-"""The contract of a generator type, with one registered here as a user would."""
+"""The contract of a generator type, tested with the one that demo/custom_generator.py registers."""
+
+import importlib
+import sys
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from conftest import random_levels, tiny_model
+from conftest import ROOT, random_values, tiny_model
 from evaluation.cost import forward_cost
-from models.generator import GENERATORS, ForwardOptions, Generator, LevelOutput, Mask, register_generator
-from models.patches import patchify, take
-from models.sampling.canvas import LevelSampler
+from models.generator import GENERATORS, ForwardOptions, Generator, Mask, register_generator
+from models.patches import patchify
 from util.pixels import normalize
 
 
 @pytest.fixture
 def independent():
-    """A new type: every patch at once from the condition and its position, knowing nothing of its siblings."""
-
-    @register_generator("independent", num_conds_out=1, reads=1)
-    class Independent(Generator):
-        def __init__(self, spec):
-            super().__init__(spec)
-            self.cond_emb = nn.Linear(spec.cond_dim, spec.embed_dim)
-            self.position = nn.Parameter(0.02 * torch.randn(spec.num_patches, spec.embed_dim))
-
-        def outputs(self, conds):
-            return torch.tanh(self.cond_emb(conds[0])[:, None] + self.position)  # (N, L, D)
-
-        def forward(self, images, conds, choices):
-            size = self.spec.patch_size
-            return LevelOutput(
-                patchify(images, size).reshape(-1, 3, size, size), [self.outputs(conds).flatten(0, 1)]
-            )
-
-        def plan(self, num_iter, hidden=None):
-            yield 0, self.spec.num_patches, 1.0
-
-        def sampler(self, child, setup):
-            return IndependentSampler(self, child, setup)
-
-    class IndependentSampler(LevelSampler):
-        def start(self, conds, guidance, noise, order, given=None):
-            return guidance.double(order), self.generator.outputs(conds)
-
-        def predict(self, state, known, begin, end):
-            where, outputs = state
-            return [take(outputs, where[:, begin:end]).flatten(0, 1)]
-
-    yield Independent
+    """Registers the type of demo/custom_generator.py, which predicts all patches from the condition."""
+    sys.modules.pop("custom_generator", None)
+    custom_generator = importlib.import_module("custom_generator")
+    yield custom_generator.Independent
     del GENERATORS["independent"]
+
+
+def test_the_example_of_a_generator_type_has_thirty_lines_at_most():
+    assert len((ROOT / "demo" / "custom_generator.py").read_text().splitlines()) <= 30
 
 
 def test_a_registered_type_trains_and_samples(independent):
@@ -66,19 +42,17 @@ def test_a_registered_type_trains_and_samples(independent):
     assert drawn.shape == (2, 8, 8, 3)
 
 
-def test_a_type_that_reads_one_condition_may_follow_one_that_hands_down_one(independent):
+def test_a_type_that_takes_one_condition_may_follow_one_that_gives_one(independent):
     kinds = ["ar", "independent", "ar"]
     model = tiny_model("mar", generator_type_list=kinds, num_conds=5)
-    assert model(normalize(random_levels(2, 8)), torch.zeros(2, dtype=torch.long)).isfinite()
-    with pytest.raises(
-        ValueError, match="level 1: num_conds 5, but the independent level above hands down 1"
-    ):
+    assert model(normalize(random_values(2, 8)), torch.zeros(2, dtype=torch.long)).isfinite()
+    with pytest.raises(ValueError, match="level 1: num_conds 5, but the independent level above gives 1"):
         tiny_model("mar", generator_type_list=["independent", "mar", "ar"], num_conds=5)
 
 
 def test_the_cost_report_says_what_a_type_lacks(independent):
     with pytest.raises(NotImplementedError, match=r"Independent.run, which the cost report measures"):
-        forward_cost(tiny_model("mar", generator_type_list=["mar", "independent", "ar"]))
+        forward_cost(tiny_model("mar", generator_type_list=["mar", "independent", "ar"]).to("meta"))
 
 
 def test_a_name_is_registered_once():
@@ -86,7 +60,7 @@ def test_a_name_is_registered_once():
         register_generator("mar", num_conds_out=5)(Generator)
 
 
-def test_mask_of_counts_masks_so_many_and_knows_their_numbers():
+def test_mask_of_counts_masks_that_many_patches_and_knows_their_numbers():
     counts = np.array([1, 3, 4])
     order = torch.tensor([[0.9, 0.1, 0.5, 0.3], [0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]])
     mask = Mask.of_counts(counts, order)
@@ -97,17 +71,17 @@ def test_mask_of_counts_masks_so_many_and_knows_their_numbers():
 
 
 def test_an_unmasked_patch_reaches_nothing_below(kind):
-    """What goes down is the masked patches, row-major, with their images."""
+    """A MAR generator passes down conditions and images of its masked patches only, in row-major order."""
     model = tiny_model(kind)
     generator = model.generators[0]
-    images = normalize(random_levels(3, 8))
+    images = normalize(random_values(3, 8))
     mask = Mask.of(torch.rand(3, 16) < 0.5)
-    handed = generator(
+    output = generator(
         images,
         model.conditions(torch.zeros(3, dtype=torch.long), torch.zeros(3).bool()),
         ForwardOptions([mask] * 2),
     )
     every = patchify(images, 2).flatten(0, 1)
     expected = every[mask.rows] if kind not in ("ar", "ar over mar") else every
-    assert torch.equal(handed.images.flatten(1), expected)
-    assert all(len(cond) == len(expected) for cond in handed.conds)
+    assert torch.equal(output.images.flatten(1), expected)
+    assert all(len(cond) == len(expected) for cond in output.conds)

@@ -3,8 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.layers import Block, RotaryBlock, plain_attention, run_blocks
-from models.rope import rotate, rotation_table
+from models.attention import SelfAttention, plain_attention, rotate, rotation_table
+from models.layers import LayerNormBlock, RMSNormBlock, run_blocks
+from models.recompute import Dropout
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -15,7 +16,7 @@ def test_plain_attention_equals_the_fused_one(causal):
 
 
 class SpySoftmax(TorchDispatchMode):
-    """Notes the dtype of every softmax."""
+    """Appends the dtype of every softmax to the list `met`."""
 
     def __init__(self, met: list):
         super().__init__()
@@ -46,23 +47,32 @@ def test_one_query_equals_the_fused_kernel():
 def test_attention_without_dropout_keeps_no_square_of_the_tokens(dtype):
     saved = []
     x = torch.randn(2, 24, 16, requires_grad=True)
-    block, rotary = Block(16, 2), RotaryBlock(16, 2, 0.1)
+    block, rotary = LayerNormBlock(16), RMSNormBlock(16, 0.1)
+    rotation = tuple(t[:24] for t in rotation_table(5, 8))
     keep = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t)
     with keep, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        (
-            block(x, True).sum()
-            + block(x).sum()
-            + rotary(x, tuple(t[:24] for t in rotation_table(5, 8))).sum()
-        ).backward()
+        outputs = [run_blocks([block], x, SelfAttention(2, 24, causal=causal)) for causal in (True, False)]
+        outputs.append(run_blocks([rotary], x, SelfAttention(2, 24, causal=True, rotation=rotation)))
+        sum(out.sum() for out in outputs).backward()
     assert saved
     assert not [shape for shape in saved if shape[-2:] == (24, 24)]
 
 
 def test_dropout_on_attention_weights_only_in_training():
-    block = Block(16, 2, attn_dropout=0.5)
-    x = torch.randn(2, 3, 16)
-    assert not torch.equal(block.train()(x), block(x))
-    assert torch.equal(block.eval()(x), block(x))
+    block, drop, x = LayerNormBlock(16), Dropout(0.5), torch.randn(6, 16)
+    attend = SelfAttention(2, 3, dropout=drop)
+    assert not torch.equal(block(x, attend), block(x, attend))
+    drop.eval()
+    assert torch.equal(block(x, attend), block(x, attend))
+
+
+@pytest.mark.parametrize("block", [LayerNormBlock(16), RMSNormBlock(16, 0.0)])
+def test_some_rows_of_a_block_are_those_of_all(block):
+    x, rows, seen = torch.randn(12, 16), torch.tensor([1, 2, 4, 7, 9, 8]), []
+    attend = SelfAttention(2, 4)
+    some = block(x, lambda *projected: seen.append([p.shape for p in projected]) or attend(*projected), rows)
+    torch.testing.assert_close(some, block(x, attend)[rows])
+    assert seen == [[(6, 16), (12, 32)]]
 
 
 def test_rotation_turns_row_half_by_row_and_column_half_by_column():
@@ -82,16 +92,16 @@ def test_rotation_turns_row_half_by_row_and_column_half_by_column():
 
 
 def test_swiglu_width_is_rounded_up_to_256():
-    assert RotaryBlock(1024, 16, 0.0).feed_forward.w1.out_features == 2816
-    assert RotaryBlock(32, 2, 0.0).feed_forward.w1.out_features == 256
+    assert RMSNormBlock(1024, 0.0).feed_forward.w1.out_features == 2816
+    assert RMSNormBlock(32, 0.0).feed_forward.w1.out_features == 256
 
 
 def test_checkpointing_changes_nothing():
-    blocks = torch.nn.ModuleList(Block(16, 2) for _ in range(2))
+    blocks = torch.nn.ModuleList(LayerNormBlock(16) for _ in range(2))
     results = []
     for checkpointing in (False, True):
         x = torch.ones(2, 5, 16, requires_grad=True)
-        out = run_blocks(blocks, x, checkpointing=checkpointing)
+        out = run_blocks(blocks, x, SelfAttention(2, 5), checkpointing)
         grads = torch.autograd.grad(out.square().sum(), [x, *blocks.parameters()])
         results.append([out, *grads])
     for a, b in zip(*results, strict=True):

@@ -6,7 +6,7 @@ from models.noise import Noise
 SIZES = (8, 4, 1)
 
 
-def test_a_image_has_the_same_numbers_in_any_batch():
+def test_an_image_has_the_same_random_numbers_in_any_batch():
     together = Noise.of_images(5, range(4), SIZES)
     alone = Noise.of_images(5, [2], SIZES)
     for a, b in zip(together.maps, alone.maps, strict=True):
@@ -32,12 +32,14 @@ def test_patches_take_the_numbers_that_lie_over_them():
     assert torch.equal(child.maps[1][0], noise.maps[2][0, :, 4:, 4:])
     assert torch.equal(child.maps[1][2], noise.maps[2][1, :, :4, 4:])
     grandchild = child.in_order(torch.arange(16).expand(4, -1)).step(0, 16)
-    assert torch.equal(grandchild.colour.view(4, 4, 4, 3)[0], noise.maps[2][0, 2:, 4:, 4:].permute(1, 2, 0))
+    assert torch.equal(
+        grandchild.value_uniforms.view(4, 4, 4, 3)[0], noise.maps[2][0, 2:, 4:, 4:].permute(1, 2, 0)
+    )
 
 
 def test_each_level_may_have_its_own_seed():
     both, one, other = (Noise.of_images(seed, [3], SIZES) for seed in ([7, 8], 7, 8))
-    assert torch.equal(both.order, one.order)
+    assert torch.equal(both.order_uniforms, one.order_uniforms)
     assert torch.equal(both.maps[1], one.maps[1])
     assert torch.equal(both.maps[2], other.maps[2])
     same = Noise.of_images([7, 7], [3], SIZES)

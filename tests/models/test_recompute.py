@@ -6,7 +6,7 @@ from models.recompute import Dropout, RMSNorm, swiglu
 
 
 def assert_same_with_gradients(ours, reference, inputs):
-    """Both functions of `inputs` give the same, and so do their gradients for an uneven cotangent."""
+    """Asserts that two functions of `inputs` have the same outputs and the same gradients."""
     results = []
     for function in (ours, reference):
         leaves = [x.clone().requires_grad_() for x in inputs]

@@ -8,7 +8,6 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -43,7 +42,7 @@ def test_published_format_round_trip(tmp_path):
 
 
 def test_the_last_few_are_kept_and_the_published_name_is_the_newest(tmp_path):
-    for step in (7, 20, 3, 21):  # the third after going back to an earlier one
+    for step in (7, 20, 3, 21):  # step 3 comes from a run that went back to an earlier step
         checkpoint.save(tmp_path, content(step), keep_last=2)
     assert names(tmp_path) == [
         "checkpoint-00000003.pth", "checkpoint-00000003.pth.sha256", "checkpoint-00000021.pth", "checkpoint-00000021.pth.sha256",
@@ -56,16 +55,14 @@ def test_the_last_few_are_kept_and_the_published_name_is_the_newest(tmp_path):
 
 
 def test_only_what_we_wrote_is_cleared_away_and_never_the_newest(tmp_path):
-    foreign = [
-        "checkpoint-40.pth",
-        "checkpoint-00000080-best.pth",
-        "checkpoint-00000090.pth",
-    ]  # the last without a hash
+    # The last one has a name like ours but no hash.
+    foreign = ["checkpoint-40.pth", "checkpoint-00000080-best.pth", "checkpoint-00000090.pth"]
     for name in foreign:
         (tmp_path / name).write_text("mine")
     for step in (1, 2):
         checkpoint.save(tmp_path, content(step), keep_last=1)
-        os.utime(tmp_path / f"checkpoint-{step:08d}.pth", times=(2**32, 2**32))  # another machine's clock
+        # A time in the future, by another machine's clock.
+        os.utime(tmp_path / f"checkpoint-{step:08d}.pth", times=(2**32, 2**32))
     assert {*foreign, "checkpoint-00000002.pth", "checkpoint-last.pth"} <= set(names(tmp_path))
     assert not (tmp_path / "checkpoint-00000001.pth").exists()
     assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 2
@@ -87,10 +84,9 @@ def test_a_file_system_without_links(tmp_path, monkeypatch):
     assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 4
 
 
-def test_killed_before_the_first_one_has_its_second_name(tmp_path):
+def test_killed_before_the_first_checkpoint_is_linked(tmp_path):
     checkpoint.save(tmp_path, content(1))
     (tmp_path / checkpoint.NAME).unlink()
-    assert checkpoint.exists(tmp_path / checkpoint.NAME)
     assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 1
 
 
@@ -104,7 +100,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 
 
 def test_a_full_disk_is_the_systems_error_and_leaves_the_old_file(tmp_path):
-    """Under a limit on the size of files, as the kernel sets it."""
+    """The kernel's limit on the size of files stands in for a full disk."""
     script = (
         "import resource, sys; from pathlib import Path; import torch; from util import checkpoint\n"
         "small, large = ({'step': n, 'model': {'w': torch.zeros(n * 1000)}} for n in (1, 900))\n"
@@ -131,7 +127,7 @@ def test_every_flipped_bit_and_every_cut_is_found(tmp_path):
         else:
             del damaged[rng.randrange(len(whole)) :]
         path.write_bytes(damaged)
-        if trial < 40:  # by torch alone
+        if trial < 40:  # torch alone loads some damaged files without an error
             with suppress(Exception):
                 torch.load(io.BytesIO(damaged), weights_only=True)
                 loaded += 1
@@ -141,7 +137,7 @@ def test_every_flipped_bit_and_every_cut_is_found(tmp_path):
     assert loaded > 5, "nothing would have been wrong without the hash"
 
 
-def test_of_a_damaged_newest_file_the_one_before_is_taken_and_both_are_named(tmp_path):
+def test_if_the_newest_file_is_damaged_the_one_before_is_loaded_and_both_are_named(tmp_path):
     for step in (1, 2, 3):
         checkpoint.save(tmp_path, content(step), keep_last=3)
     newest = tmp_path / "checkpoint-00000003.pth"
@@ -156,7 +152,7 @@ def test_of_a_damaged_newest_file_the_one_before_is_taken_and_both_are_named(tmp
         checkpoint.load_newest(tmp_path / checkpoint.NAME, said.append)
     with pytest.raises(
         UserError, match=r"checkpoint-00000003.pth: damaged"
-    ):  # asked for by name: no other is taken
+    ):  # a file that was asked for by its name is not replaced by another
         checkpoint.load_newest(newest, said.append)
 
 
@@ -231,12 +227,3 @@ def test_weights_of_another_model_are_described_and_nothing_is_loaded(tmp_path):
     ):
         checkpoint.load_weights(model, tiny_model("mar", class_num=7).state_dict(), tmp_path / "x.pth")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-
-
-def test_random_state_of_every_generator_comes_back(tmp_path):
-    device = torch.device("cpu")
-    draw = lambda: (random.random(), np.random.random(), torch.rand(1).item())  # noqa: E731
-    torch.save({"model": {}, "random": checkpoint.random_state(device)}, tmp_path / "state.pth")
-    first = draw()
-    checkpoint.set_random_state(checkpoint.load(tmp_path / "state.pth")["random"], device)
-    assert draw() == first

@@ -1,4 +1,4 @@
-"""Two gloo processes started by torchrun do what one process does."""
+"""Two gloo processes, started by torchrun or by their flags, give the results of one process."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from PIL import Image
 from processes import Started
 
 import main_fractalgen
-from conftest import random_levels
+from conftest import random_values
 from util.dist import World, from_environment
 from util.errors import UserError
 
@@ -19,7 +19,7 @@ MODEL = "--model fractalar_tiny_in8 --class_num 2 --device cpu --num_workers 0 -
 
 
 def torchrun(flags: str) -> None:
-    """From nothing, as a person starts it."""
+    """Starts torchrun on the command line, as a person does, and waits for its end."""
     command = [
         sys.executable,
         "-m",
@@ -35,6 +35,7 @@ def torchrun(flags: str) -> None:
 
 
 def launch(processes: int, flags: str) -> None:
+    """Runs main_fractalgen.py with these flags in `processes` forked processes."""
     started = Started(flags.split(), processes)
     said, _ = started.communicate()
     assert started.returncode == 0, said[-3000:]
@@ -42,13 +43,13 @@ def launch(processes: int, flags: str) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The same training with 1 process x batch 8 and 2 processes x batch 4, then bits/dim and images of the first."""
+    """The same training with 1 process x batch 8 and 2 processes x batch 4, then images of the first model."""
     folder = tmp_path_factory.mktemp("dist")
     for split, n in (("train", 40), ("val", 7)):
-        for i, levels in enumerate(random_levels(n, 8)):
+        for i, values in enumerate(random_values(n, 8)):
             path = folder / "data" / split / str(i % 2) / f"{i:02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(levels.permute(1, 2, 0).numpy()).save(path)
+            Image.fromarray(values.permute(1, 2, 0).numpy()).save(path)
         (folder / "data" / split / "0" / "bad.png").write_bytes(b"no image")
     common = f"{MODEL} --data_path {folder}/data --epochs 3 --warmup_epochs 0 --lr 3e-3 --eval_freq 3 --num_iter_list 4,16"
     launch(1, f"{common} --batch_size 8 --output_dir {folder}/one")
@@ -78,7 +79,7 @@ def test_two_processes_measure_each_validation_image_once(runs):
 
 
 def test_two_processes_give_the_likelihood_of_one_whatever_the_batch(runs):
-    """The same weights; 7 images, of which batches of 2 in two processes leave one for the last."""
+    """Uses the same weights. With batches of 2 in two processes, the last batch of 7 images has one image."""
     common = f"{MODEL} --data_path {runs}/data --resume {runs}/one --evaluate_nll"
     launch(2, f"{common} --nll_bsz 2 --output_dir {runs}/nll2")
     main_fractalgen.main(f"{common} --nll_bsz 5 --output_dir {runs}/nll1".split())
@@ -92,16 +93,16 @@ def test_two_processes_give_the_likelihood_of_one_whatever_the_batch(runs):
         assert parts[0] == pytest.approx(parts[1], rel=1e-5)
 
 
-def test_a_bad_image_is_told_once_whichever_process_met_it(runs):
-    told = [
+def test_a_bad_image_is_reported_once_whichever_process_met_it(runs):
+    notes = [
         [r["note"] for r in log(runs / name) if "bad image" in r.get("note", "")] for name in ("one", "two")
     ]
-    assert told[0] == told[1]
-    assert [note.split(":")[0] for note in told[0]] == ["bad image 1, skipped"] * 2
+    assert notes[0] == notes[1]
+    assert [note.split(":")[0] for note in notes[0]] == ["bad image 1, skipped"] * 2
     assert [log(runs / name)[-1]["val/num_bad_images"] for name in ("one", "two")] == [1, 1]
 
 
-def test_two_processes_draw_the_images_of_one(runs):
+def test_two_processes_generate_the_images_of_one(runs):
     one, two = (
         np.stack([np.asarray(Image.open(path)) for path in sorted((runs / name / "generated").glob("*.png"))])
         for name in ("one", "two")

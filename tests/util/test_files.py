@@ -20,12 +20,12 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 
 
 def test_sha256_is_the_one_of_the_library(tmp_path):
-    content = bytes(range(256)) * 9000  # more than a block
+    content = bytes(range(256)) * 9000  # more than one block
     (tmp_path / "file").write_bytes(content)
     assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
 
-def test_json_is_written_or_the_user_told(tmp_path):
+def test_json_is_written_or_the_error_names_the_file(tmp_path):
     write_json(tmp_path / "scores.json", {"bits": 3.14, "by": {"level0": None}})
     assert json.loads((tmp_path / "scores.json").read_text()) == {"bits": 3.14, "by": {"level0": None}}
     with pytest.raises(

@@ -7,7 +7,7 @@ from models import fractalgen
 from util import flags
 from util.errors import UserError
 
-DEFAULTS = {  # SPEC section 7
+DEFAULTS = {  # docs/format.md, "Published names and flags"
     "batch_size": 64,
     "epochs": 400,
     "seed": 0,

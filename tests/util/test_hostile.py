@@ -1,4 +1,4 @@
-"""No way to load weights runs what is hidden in a file."""
+"""No way to load weights runs code that is hidden in a file."""
 
 import argparse
 import json
@@ -35,8 +35,8 @@ def path(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", hostile.RUNS_CODE)
 def test_a_careless_load_would_run_it(kind, path, tmp_path):
-    """Else the tests below could not fail."""
-    with suppress(Exception):  # many of them have done it when they fail
+    """Otherwise the tests below could not fail."""
+    with suppress(Exception):  # many files fail to load after their code has run
         torch.load(path, weights_only=False)
     assert (tmp_path / "canary").exists()
 
@@ -71,7 +71,7 @@ def test_every_way_to_resume_refuses_it_and_names_the_file(way, path, data, tmp_
 
 
 class OddSettings:
-    """Pickles as a Namespace whose attributes hide all of its methods, and whose class is set to another."""
+    """Pickles as a Namespace whose attributes hide all of its methods and whose class is replaced."""
 
     def __reduce__(self):
         hidden = [*dir(argparse.Namespace), "__setstate__", "__deepcopy__", "model", "lr"]
@@ -81,7 +81,7 @@ class OddSettings:
 
 @pytest.mark.parametrize("way", ["--evaluate_nll --ema", "--ema"])
 def test_what_a_checkpoint_says_of_its_settings_changes_nothing(way, data, tmp_path, capsys):
-    """A Namespace is the one class that may be built; torch lets a file set any of its attributes, `__class__` too."""
+    """Only a Namespace may be built, but torch lets a file set any of its attributes, even `__class__`."""
     model = fractalgen.fractalar_tiny_in8(class_num=1).state_dict()
     flags = f"--model fractalar_tiny_in8 --class_num 1 --device cpu --num_workers 0 --amp off --batch_size 1 --epochs 1 {way}"
     seen = []

@@ -1,4 +1,4 @@
-"""What people hand in as images and masks."""
+"""Images and masks in every form that users hand in are converted exactly, or refused in one line."""
 
 import struct
 import warnings
@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import random_levels
+from conftest import random_values
 from util.errors import UserError
 from util.inputs import MAX_PIXELS, open_exact, to_mask_batch, to_value_batch
 
-PIXELS = random_levels(1, 6)[0].permute(1, 2, 0).numpy()
+PIXELS = random_values(1, 6)[0].permute(1, 2, 0).numpy()
 RGB = Image.fromarray(PIXELS)
 
 
@@ -54,7 +54,8 @@ def deep(folder):
 
 
 def deep_colours(folder):
-    rows = b"".join(b"\0" + struct.pack(">12H", *range(1000, 1012)) for _ in range(4))  # Pillow writes none
+    # Pillow cannot write 16-bit colours.
+    rows = b"".join(b"\0" + struct.pack(">12H", *range(1000, 1012)) for _ in range(4))
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)),
         (b"IDAT", zlib.compress(rows)),
@@ -119,7 +120,7 @@ def test_an_error_that_says_nothing_is_named_by_its_type(monkeypatch):
         open_exact("a.png")
 
 
-def test_a_image_that_pillow_warns_of_is_one_line_too(tmp_path, monkeypatch):
+def test_an_image_that_pillow_warns_of_is_one_line_too(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.png", RGB)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
     with warnings.catch_warnings():

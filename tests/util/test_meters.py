@@ -34,10 +34,9 @@ def test_a_terminal_shows_a_bar_with_loss_and_eta_and_validation_as_lines(tmp_pa
     assert "loss=1.5" in err.splitlines()[-1]
 
 
-def test_a_note_is_kept_and_a_name_that_is_no_text_can_be_said(tmp_path, capsys):
-    name = (
-        b"\xd0\xdc\xc3\xa8".decode(errors="surrogateescape") + "猫"
-    )  # "panda" in GBK: no UTF-8 at first, then an e by chance
+def test_a_note_is_kept_and_a_name_that_is_no_text_can_be_printed(tmp_path, capsys):
+    # "panda" in GBK; its last two bytes happen to be valid UTF-8
+    name = b"\xd0\xdc\xc3\xa8".decode(errors="surrogateescape") + "猫"
     with RunLog(tmp_path, enabled=True) as log:
         log.note(name)
     assert json.loads((tmp_path / "log.txt").read_text()) == {"note": name}

@@ -13,7 +13,7 @@ from util.signals import SIGNALS, Interrupt, Interrupted, ignore_in_worker
 ROOT = Path(__file__).parents[2]
 
 
-def tell(number) -> None:
+def send(number) -> None:
     os.kill(os.getpid(), number)
 
 
@@ -22,7 +22,7 @@ def test_a_signal_is_noted_and_afterwards_handled_as_before(number):
     before = signal.getsignal(number)
     with Interrupt() as interrupt:
         assert interrupt.agreed() == 0
-        tell(number)
+        send(number)
         assert interrupt.agreed() == number
         assert interrupt.name(number).startswith("SIG")
     assert signal.getsignal(number) is before
@@ -30,23 +30,23 @@ def test_a_signal_is_noted_and_afterwards_handled_as_before(number):
 
 def test_a_second_ctrl_c_means_now_but_one_that_torchrun_doubles_does_not(monkeypatch):
     with Interrupt() as interrupt:
-        tell(signal.SIGINT)
-        tell(signal.SIGINT)
+        send(signal.SIGINT)
+        send(signal.SIGINT)
         now = time.monotonic()
         monkeypatch.setattr("time.monotonic", lambda: now + 3)
         with pytest.raises(KeyboardInterrupt):
-            tell(signal.SIGINT)
+            send(signal.SIGINT)
         assert interrupt.agreed() == signal.SIGINT
 
 
 def test_an_evaluation_ends_at_once():
     with Interrupt() as interrupt:
         with pytest.raises(Interrupted, match="SIGTERM"), interrupt.immediately():
-            tell(signal.SIGTERM)
+            send(signal.SIGTERM)
         with pytest.raises(Interrupted, match="SIGTERM"), interrupt.immediately():
             raise AssertionError("not reached: it was told before")
     with Interrupt() as interrupt, pytest.raises(Interrupted), interrupt.immediately(), suppress(Exception):
-        tell(signal.SIGTERM)  # in what reads images, which takes any Exception for a bad image
+        send(signal.SIGTERM)  # as in code that takes any Exception for a bad image
     with Interrupt() as interrupt, pytest.raises(ZeroDivisionError), interrupt.immediately():
         _ = 1 / 0
 
@@ -56,7 +56,7 @@ def test_workers_ignore_what_the_training_process_handles():
     try:
         ignore_in_worker()
         for number in SIGNALS:
-            tell(number)
+            send(number)
         assert all(signal.getsignal(number) is signal.SIG_IGN for number in SIGNALS)
     finally:
         for number, handler in zip(SIGNALS, before, strict=True):

@@ -86,7 +86,7 @@ def test_a_weight_that_is_not_written_as_it_was_is_found(name, published, tmp_pa
 
     monkeypatch.setattr(checkpoint, "save_safetensors", spoilt)
     line = refused(capsys, published[0], tmp_path / "out")
-    assert "is not what" in line
+    assert "differs from" in line
     assert "(1 weights differ, the outputs by up to" in line
 
 

@@ -15,7 +15,7 @@ from conftest import opinionated, tiny_model
 from models import fractalgen
 from models.fractalgen import FractalGen
 from models.hub.convert import fixed_outputs as outputs
-from models.sampling.generate import SamplingDefaults
+from models.sampling.options import SamplingOptions
 from util import checkpoint
 from util.errors import UserError
 
@@ -46,7 +46,7 @@ def test_a_model_comes_back_to_the_bit(kind, tmp_path):
     assert not loaded.training
     assert loaded.config == model.config
     assert str(loaded) == str(model)  # dropouts and all
-    assert (loaded.r_weight, loaded.label_drop_prob) == (5.0, 0.4)
+    assert (loaded.arguments["r_weight"], loaded.label_drop_prob) == (5.0, 0.4)
     assert torch.equal(outputs(loaded), outputs(model))
 
 
@@ -80,7 +80,7 @@ def test_numbers_of_numpy_and_torch_are_kept(tmp_path):
 def test_class_names_and_changed_sampling_settings_are_kept(tmp_path):
     model = tiny_model()
     model.class_names = ["crane", "crane", "鶴", 'a "quoted" name']
-    model.sampling_defaults = SamplingDefaults((3, 2), guidance_scale=2.0, temperature=1.1)
+    model.sampling_defaults = SamplingOptions((3, 2), guidance_scale=2.0, temperature=1.1)
     model.save_pretrained(tmp_path)
     loaded = FractalGen.from_pretrained(tmp_path)
     assert loaded.class_names == ("crane", "crane", "鶴", 'a "quoted" name')
@@ -105,7 +105,7 @@ def test_the_device_is_the_callers(saved):
 
 def test_arguments_may_differ_from_the_config(saved):
     loaded = FractalGen.from_pretrained(saved, r_weight=5.0, attn_dropout=0.0)
-    assert (loaded.r_weight, loaded.config["attn_dropout"]) == (5.0, 0.0)
+    assert (loaded.arguments["r_weight"], loaded.config["attn_dropout"]) == (5.0, 0.0)
     with pytest.raises(UserError, match="weights of another model"):
         FractalGen.from_pretrained(saved, class_num=9)
 
@@ -121,7 +121,7 @@ BAD_CONFIGS = {
     "impossible sizes": (partial(edit, img_size_list=[8, 3, 1]), r"describes no model \(level 0: image side 8"),
     "sizes no list": (partial(edit, img_size_list=8), r"describes no model \("),
     "negative classes": (partial(edit, class_num=-1), r"describes no model \("),
-    "settings unknown": (partial(edit, sampling_defaults={"num_inference_steps": [1, 1], "x": 1}), r"describes no model \(.*'x'"),
+    "settings unknown": (partial(edit, sampling_defaults={"num_inference_steps": [1, 1], "x": 1}), r"describes no model \(unknown sampling_defaults x"),
     "settings of other levels": (partial(edit, sampling_defaults={"num_inference_steps": [1]}), r"describes no model \(num_iter"),
     "settings impossible": (
         partial(edit, sampling_defaults={"num_inference_steps": [1, 1], "guidance_schedule": "x"}), r"describes no model \(.*'x'"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from reference_model import Forced, ReferenceSampler
 
-from conftest import opinionated, random_levels, swayed, tiny_model
+from conftest import opinionated, random_values, swayed, tiny_model
 from models.fractalgen import FractalGen
 from models.generator import Mask, Steps
 from models.likelihood.bits import bits_by_level, bits_by_term, draw_steps, loss_sums, meaning, trace_rows
@@ -20,18 +20,25 @@ SUBSETS = [frozenset(c) for n in range(1, 5) for c in itertools.combinations(ran
 ORDERS = list(itertools.permutations(range(4)))
 
 
-def measure(model, images, masks, as_drawn=True):
+def measure(model, images, masks, round_guiding_pixel=True):
     labels = torch.zeros(len(images), dtype=torch.long)
     _, terms = model(
-        images, labels, masks=masks, train=False, dither=0.0, as_drawn=as_drawn, return_terms=True
+        images,
+        labels,
+        masks=masks,
+        train=False,
+        dither=0.0,
+        round_guiding_pixel=round_guiding_pixel,
+        return_terms=True,
     )
     return terms, trace_rows(model, masks, len(images))
 
 
-def bits(model, images, masks, as_drawn=True) -> dict[str, torch.Tensor]:
+def bits(model, images, masks, round_guiding_pixel=True) -> dict[str, torch.Tensor]:
     """(B,) by term."""
     return {
-        name: value.sum(1) for name, value in bits_by_term(*measure(model, images, masks, as_drawn)).items()
+        name: value.sum(1)
+        for name, value in bits_by_term(*measure(model, images, masks, round_guiding_pixel)).items()
     }
 
 
@@ -56,8 +63,8 @@ def no_ties(levels):
 
 @pytest.mark.parametrize("steps", [(5, 3), (16, 4), (1, 1)])
 def test_bits_in_steps_are_what_the_sampler_pays_for_the_image(kind, steps):
-    """The fast sampler and its slow twin, unguided and unfiltered, are made to draw the images: exact for the drawn orders."""
-    model, levels = swayed(tiny_model(kind)), no_ties(random_levels(2, 8))
+    """The fast sampler and the reference implementation, unguided and unfiltered, are made to draw the images: exact for the drawn orders."""
+    model, levels = swayed(tiny_model(kind)), no_ties(random_values(2, 8))
     slow, fast = Forced(model, levels), Forced(model, levels)
     drawn = ReferenceSampler(model, steps, 1.0, pick=slow).sample(None, slow.noise)
     conds = [model.fake_latent.repeat(2, 1)] * model.num_conds
@@ -69,16 +76,16 @@ def test_bits_in_steps_are_what_the_sampler_pays_for_the_image(kind, steps):
     assert set(found) == ({"guiding1", "rgb"} if kind == "guided" else {"rgb"})
 
 
-def test_a_image_is_predicted_from_the_guiding_pixel_that_is_paid_for():
-    model, images = swayed(tiny_model("guided")), normalize(no_ties(random_levels(2, 8)))
+def test_an_image_is_predicted_from_the_guiding_pixel_that_is_paid_for():
+    model, images = swayed(tiny_model("guided")), normalize(no_ties(random_values(2, 8)))
     masks = model.draw_masks(Noise.of_images(0, range(2), model.noise_sizes))
-    drawn, exact = (bits(model, images, masks, as_drawn) for as_drawn in (True, False))
+    drawn, exact = (bits(model, images, masks, round_guiding_pixel) for round_guiding_pixel in (True, False))
     assert torch.equal(drawn["guiding1"], exact["guiding1"])
     assert (drawn["rgb"] - exact["rgb"]).abs().min() > 0.02
 
 
 def test_ar_bits_are_the_loss_of_each_image():
-    model, images = tiny_model("ar"), normalize(random_levels(3, 8))
+    model, images = tiny_model("ar"), normalize(random_values(3, 8))
     found = bits(model, images, [None, None])["rgb"]
     for i in range(3):
         loss = model(images[i : i + 1], torch.zeros(1, dtype=torch.long))
@@ -86,7 +93,7 @@ def test_ar_bits_are_the_loss_of_each_image():
 
 
 def test_bits_by_channel_are_the_heads_own():
-    model, images = tiny_model("ar"), normalize(random_levels(2, 8))
+    model, images = tiny_model("ar"), normalize(random_values(2, 8))
     terms, rows = measure(model, images, [None, None])
     expected = terms[0].nll.view(2, 64, 3).sum(1).double() / math.log(2)
     torch.testing.assert_close(bits_by_term(terms, rows)["rgb"], expected)
@@ -94,7 +101,7 @@ def test_bits_by_channel_are_the_heads_own():
 
 def test_bits_in_parallel_steps_equal_brute_force_over_all_orders():
     """Four pixels in two steps: of an order's patches, the first ones given nothing, the others given those."""
-    model, images = four_pixels(), normalize(random_levels(1, 2))
+    model, images = four_pixels(), normalize(random_values(1, 2))
     plan = tuple((begin, end) for begin, end, _ in cosine_plan(4, 2))
     assert len(plan) == 2
 
@@ -118,7 +125,7 @@ def test_guided_estimate_averages_to_the_samplers_bits_over_all_orders():
         img_size_list=[4, 2, 1], embed_dim_list=[16] * 3, num_blocks_list=[1] * 3, num_heads_list=[2] * 3
     )
     kinds = dict(generator_type_list=["ar", "mar", "ar"], num_conds=1, guiding_pixel=True, class_num=2)
-    model, levels = swayed(FractalGen(**sizes, **kinds)).eval(), no_ties(random_levels(1, 4))
+    model, levels = swayed(FractalGen(**sizes, **kinds)).eval(), no_ties(random_values(1, 4))
     estimate = brute = 0.0
     for hidden in SUBSETS:
         found = bits(model, normalize(levels), [None, hide(hidden, 4)])
@@ -134,7 +141,7 @@ def test_guided_estimate_averages_to_the_samplers_bits_over_all_orders():
 
 def test_bits_by_level_are_those_of_each_place_in_the_order():
     """Quarter k of four patches is the k-th decided: the mean over orders of its bits, from all masks and from all orders."""
-    model, images = four_pixels(), normalize(random_levels(1, 2))
+    model, images = four_pixels(), normalize(random_values(1, 2))
     estimated, followed = torch.zeros(4), torch.zeros(4)
     for hidden in SUBSETS:
         masks = [hide(hidden)]
@@ -152,7 +159,7 @@ def test_bits_by_level_are_those_of_each_place_in_the_order():
 
 @pytest.mark.parametrize("in_steps", [True, False])
 def test_every_level_accounts_for_all_that_is_paid_below_it(kind, in_steps):
-    model, images = opinionated(tiny_model(kind)), normalize(random_levels(3, 8))
+    model, images = opinionated(tiny_model(kind)), normalize(random_values(3, 8))
     noise = Noise.of_images(0, range(3), model.noise_sizes)
     measured = measure(
         model, images, draw_steps(model, noise, (6, 4)) if in_steps else model.draw_masks(noise)
@@ -165,14 +172,14 @@ def test_every_level_accounts_for_all_that_is_paid_below_it(kind, in_steps):
 
 
 def test_loss_sums_give_the_published_loss_whatever_the_batch():
-    model, images = tiny_model("guided"), normalize(random_levels(3, 8))
+    model, images = tiny_model("guided"), normalize(random_values(3, 8))
     masks = model.draw_masks(Noise.of_images(0, range(3), model.noise_sizes))
     loss = model(images, torch.zeros(3, dtype=torch.long), masks=masks, dither=0.0)
-    whole = loss_sums(*measure(model, images, masks, as_drawn=False))
+    whole = loss_sums(*measure(model, images, masks, round_guiding_pixel=False))
     alone = []
     for i in range(3):
         masks = model.draw_masks(Noise.of_images(0, [i], model.noise_sizes))
-        alone.append(loss_sums(*measure(model, images[i : i + 1], masks, as_drawn=False)))
+        alone.append(loss_sums(*measure(model, images[i : i + 1], masks, round_guiding_pixel=False)))
     torch.testing.assert_close(torch.cat(alone), whole, rtol=1e-5, atol=0)
     sums = whole.sum(0)
     assert (sums[:, 0] / sums[:, 1]).sum().item() * math.log(2) == pytest.approx(loss.item(), rel=1e-5)
@@ -188,7 +195,7 @@ def test_what_is_exact_and_what_a_bound_is_said():
 
 def test_mar_estimate_averages_to_the_mean_over_all_orders():
     """Four pixels, one level: the expectation over (count uniform, subset uniform) is the mean NLL over all 24 orders."""
-    model, images = four_pixels(), normalize(random_levels(1, 2))
+    model, images = four_pixels(), normalize(random_values(1, 2))
     estimate = sum(bits(model, images, [hide(s)])["rgb"].item() / math.comb(4, len(s)) for s in SUBSETS) / 4
 
     def step_bits(known: tuple[int, ...], pixel: int) -> float:
@@ -208,7 +215,7 @@ def test_two_mar_levels_average_to_the_mean_over_all_orders_of_both():
         img_size_list=[4, 2, 1], embed_dim_list=[16] * 3, num_blocks_list=[1] * 3, num_heads_list=[2] * 3
     )
     model = FractalGen(**sizes, generator_type_list=["mar", "mar", "ar"], class_num=2, num_conds=5).eval()
-    images = normalize(random_levels(1, 4))
+    images = normalize(random_values(1, 4))
     estimate, pixel_bits = 0.0, {}
     for outer, inner in itertools.product(SUBSETS, SUBSETS):
         masks = [hide(outer, 1), hide(inner, len(outer))]
@@ -232,7 +239,7 @@ def test_two_mar_levels_average_to_the_mean_over_all_orders_of_both():
 
 
 def test_guiding_bits_count_every_patch_once():
-    model, images = tiny_model("guided"), normalize(random_levels(2, 8))
+    model, images = tiny_model("guided"), normalize(random_values(2, 8))
     everything = [Mask.of(torch.ones(2, 16)), Mask.of(torch.ones(32, 4))]
     terms, rows_of = measure(model, images, everything)
     found = bits_by_term(terms, rows_of)
@@ -241,7 +248,7 @@ def test_guiding_bits_count_every_patch_once():
 
 
 def test_masks_are_a_function_of_the_image_alone(kind):
-    model, images = tiny_model(kind), normalize(random_levels(4, 8))
+    model, images = tiny_model(kind), normalize(random_values(4, 8))
     together = model.draw_masks(Noise.of_images(0, range(4), model.noise_sizes))
     alone = model.draw_masks(Noise.of_images(0, [2], model.noise_sizes))
     found, single = bits(model, images, together), bits(model, images[2:3], alone)

@@ -5,7 +5,7 @@ import torch
 from charts import bar_chart, heat_map, outline
 from test_bits import Forced, no_ties
 
-from conftest import TINY, random_levels, swayed, tiny_model
+from conftest import TINY, random_values, swayed, tiny_model
 from models.likelihood.inside import look_inside
 from models.sampling.guidance import Guidance
 from util.errors import UserError
@@ -24,7 +24,7 @@ MODELS = {**{kind: (kind, {}) for kind in TINY}, "guided, four levels": ("guided
 @pytest.mark.parametrize("name", MODELS)
 def test_entropies_and_softmaxes_are_those_the_sampler_draws_from(name, monkeypatch):
     kind, changes = MODELS[name]
-    model, levels = swayed(tiny_model(kind, **changes)), no_ties(random_levels(1, 8))
+    model, levels = swayed(tiny_model(kind, **changes)), no_ties(random_values(1, 8))
     steps, seen = (2,) * len(model.generators), []
     plain = Guidance.probabilities
 
@@ -51,7 +51,7 @@ def test_entropies_and_softmaxes_are_those_the_sampler_draws_from(name, monkeypa
             assert torch.allclose(place.entropy, entropy[:, 2, 5], atol=1e-5)
             assert all((probs - row).abs().amax(1).min() < 1e-5 for row in place.probs)
     assert torch.allclose(torch.cat(found).sort().values, own.sort().values, atol=1e-4)
-    assert inside.places[-1].levels.tolist() == levels[0, :, 2, 5].tolist()
+    assert inside.places[-1].values.tolist() == levels[0, :, 2, 5].tolist()
 
 
 def test_steps_known_pixels_and_neighbours_follow_the_canvas():
@@ -75,11 +75,11 @@ def test_steps_known_pixels_and_neighbours_follow_the_canvas():
 
 
 def test_what_is_out_of_range_is_named():
-    model, image = tiny_model(), random_levels(1, 8)
+    model, image = tiny_model(), random_values(1, 8)
     with pytest.raises(UserError, match="pixel 8 0 is not within"):
         look_inside(model, image, (8, 0))
     with pytest.raises(UserError, match="2 images"):
-        look_inside(model, random_levels(2, 8), (0, 0))
+        look_inside(model, random_values(2, 8), (0, 0))
     with pytest.raises(ValueError, match="class label 9"):
         look_inside(model, image, (0, 0), 9)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from reference_model import Forced
 
-from conftest import opinionated, random_levels, swayed, tiny_model
+from conftest import opinionated, random_values, swayed, tiny_model
 from models.fractalgen import FractalGen
 from models.likelihood.bits import LN2
 from models.mar import cosine_plan
@@ -27,7 +27,7 @@ def two_by_two(kind: str) -> FractalGen:
 
 
 def test_reductions_sum_to_the_image(kind):
-    model, levels = swayed(tiny_model(kind)), random_levels(3, 8)
+    model, levels = swayed(tiny_model(kind)), random_values(3, 8)
     image, pixel, channel, level = (
         model.log_likelihood(levels, [0, 1, 2], reduce, num_orders=3, **QUIET)
         for reduce in ("image", "pixel", "channel", "level")
@@ -46,7 +46,7 @@ def test_reductions_sum_to_the_image(kind):
 @pytest.mark.parametrize("label", [None, 2])
 def test_bits_are_what_the_sampler_pays(kind, label):
     """The unguided sampler, made to draw the image in the same orders, with the same numbers of steps."""
-    model, levels, steps = opinionated(tiny_model(kind)), random_levels(1, 8) // 4 * 4, (3, 2)
+    model, levels, steps = opinionated(tiny_model(kind)), random_values(1, 8) // 4 * 4, (3, 2)
     forced = Forced(model, levels, seed=5)
     cond = model.fake_latent if label is None else model.class_emb(torch.tensor([label]))
     model.sample([cond] * model.num_conds, steps, noise=forced.noise, pick=forced)
@@ -57,7 +57,7 @@ def test_bits_are_what_the_sampler_pays(kind, label):
 
 def test_a_map_says_which_pixel_pays():
     """AR: a changed pixel changes no bits before it, in raster order of patches and in it of pixels, and its own."""
-    model, levels = opinionated(tiny_model("ar")), random_levels(1, 8)
+    model, levels = opinionated(tiny_model("ar")), random_values(1, 8)
     changed = levels.clone()
     changed[:, :, 5, 2] = 255 - changed[:, :, 5, 2]  # the patch of rows 4 and 5, columns 2 and 3
     before, after = (model.log_likelihood(x, 0, "pixel", **QUIET).bits[0] for x in (levels, changed))
@@ -70,7 +70,7 @@ def test_a_map_says_which_pixel_pays():
 
 def test_the_mean_over_all_orders_is_brute_force(monkeypatch):
     """Every order of four pixels in two steps once: the mean, and the posterior by the mean of the probabilities."""
-    model, levels = two_by_two("mar"), random_levels(1, 2)
+    model, levels = two_by_two("mar"), random_values(1, 2)
     orders = list(itertools.permutations(range(4)))
     plan = [(begin, end) for begin, end, _ in cosine_plan(4, 2)]
     from models.generator import Mask
@@ -96,7 +96,7 @@ def test_the_mean_over_all_orders_is_brute_force(monkeypatch):
         "draw_steps",
         lambda self, noise, num_iter: Steps(torch.tensor([next(upcoming)]), tuple(plan)),
     )
-    monkeypatch.setattr("models.likelihood.log_likelihood._exact", lambda model: False)
+    monkeypatch.setattr("models.likelihood.log_likelihood.is_exact", lambda model: False)
     found = model.log_likelihood(levels, 1, num_orders=24, num_inference_steps=(2,), **QUIET)
     expected = np.array([[brute(order, label) for order in orders] for label in (0, 1)])
     assert found.bits.item() == pytest.approx(expected[1].mean(), rel=1e-5)
@@ -107,7 +107,7 @@ def test_the_mean_over_all_orders_is_brute_force(monkeypatch):
 
 
 def test_prior_and_choice_of_classes():
-    model, levels = opinionated(tiny_model("ar")), random_levels(2, 8)
+    model, levels = opinionated(tiny_model("ar")), random_values(2, 8)
     every = model.classify(levels, **QUIET)
     assert every.shape == (2, 4)
     torch.testing.assert_close(every.sum(1), torch.ones(2, dtype=torch.float64))
@@ -118,9 +118,9 @@ def test_prior_and_choice_of_classes():
 
 
 def test_batches_change_nothing(monkeypatch):
-    model, levels = opinionated(tiny_model("mar")), random_levels(5, 8)
+    model, levels = opinionated(tiny_model("mar")), random_values(5, 8)
     together = model.log_likelihood(levels, 1, **QUIET)
-    monkeypatch.setattr("models.likelihood.log_likelihood.TOGETHER", 128)  # two images
+    monkeypatch.setattr("models.likelihood.log_likelihood.MAX_PIXELS", 128)  # two images
     torch.testing.assert_close(model.log_likelihood(levels, 1, **QUIET).bits, together.bits)
     torch.testing.assert_close(model.log_likelihood(levels[:1], 1, **QUIET).bits, together.bits[:1])
 
@@ -128,16 +128,16 @@ def test_batches_change_nothing(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "settings", "message"),
     [
-        ((random_levels(1, 9),), {}, "image of 9 x 9 pixels for a model of 8 x 8; crop it first"),
-        ((random_levels(1, 8), 4), {}, "class label 4 is out of range"),
-        ((random_levels(3, 8), [0, 1]), {}, "2 class_labels for 3 images"),
+        ((random_values(1, 9),), {}, "image of 9 x 9 pixels for a model of 8 x 8; crop it first"),
+        ((random_values(1, 8), 4), {}, "class label 4 is out of range"),
+        ((random_values(3, 8), [0, 1]), {}, "2 class_labels for 3 images"),
         (
-            (random_levels(1, 8), 0, "patch"),
+            (random_values(1, 8), 0, "patch"),
             {},
             "unknown reduce 'patch'; one of image, pixel, channel, level",
         ),
-        ((random_levels(1, 8),), {"num_orders": 0}, "num_orders 0 must be at least 1"),
-        ((random_levels(1, 8),), {"num_inference_steps": [4]}, "must be 2 positive numbers"),
+        ((random_values(1, 8),), {"num_orders": 0}, "num_orders 0 must be at least 1"),
+        ((random_values(1, 8),), {"num_inference_steps": [4]}, "must be 2 positive numbers"),
     ],
 )
 def test_bad_input_is_named(arguments, settings, message):
@@ -148,11 +148,11 @@ def test_bad_input_is_named(arguments, settings, message):
 def test_no_classes_are_named():
     for model, classes in ((tiny_model(), []), (tiny_model(class_num=0), None)):
         with pytest.raises(ValueError, match="classify needs at least one class"):
-            model.classify(random_levels(1, 8), classes, **QUIET)
+            model.classify(random_values(1, 8), classes, **QUIET)
 
 
 def test_a_model_without_classes_is_read():
-    model, levels = tiny_model(class_num=0), random_levels(2, 8)
+    model, levels = tiny_model(class_num=0), random_values(2, 8)
     assert (model.log_likelihood(levels, **QUIET).bits < 0).all()
     with pytest.raises(ValueError, match="the model has no classes: leave class_labels out"):
         model.log_likelihood(levels, 0, **QUIET)
@@ -160,4 +160,4 @@ def test_a_model_without_classes_is_read():
 
 def test_a_bad_prior_is_named():
     with pytest.raises(ValueError, match=r"prior \[1\] must be 4 numbers from 0, one for each class"):
-        tiny_model().classify(random_levels(1, 8), prior=[1], **QUIET)
+        tiny_model().classify(random_values(1, 8), prior=[1], **QUIET)

@@ -1,23 +1,29 @@
-"""The fast sampler against the slow twin, and what it costs."""
+"""The sampler equals the reference implementation in tests/reference_model.py, and takes few operations."""
+
+import traceback
 
 import pytest
 import torch
 from opcount import OpCount
 from reference_model import ReferenceSampler
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import TINY, opinionated, tiny_model
+from conftest import ROOT, TINY, opinionated, tiny_model
 from models import fractalgen
 from models.fractalgen import FractalGen
 from models.noise import Noise
 from models.sampling import prepare
-from models.sampling.prepare import Linear
+from models.sampling.prepare import FastLinear
 
 LABELS = torch.tensor([0, 1, 2, 3, 0])
 STEPS = (5, 3)
 
 
 class Picks:
-    """Picks what the uniforms alone decide, so that rounding changes no image, and keeps the probabilities met."""
+    """Picks values that depend on the uniforms only, and stores the probabilities.
+
+    So rounding of the probabilities changes no image.
+    """
 
     def __init__(self):
         self.uniforms, self.probs = [], []
@@ -31,30 +37,30 @@ class Picks:
         return torch.cat(self.probs)[torch.cat(self.uniforms).argsort()]
 
 
-def assert_like_the_twin(model, scale=3.0, schedule="linear", steps=STEPS, atol=1e-5, **how):
-    """Every distribution from which the sampler draws is the twin's."""
+def assert_like_the_reference(model, scale=3.0, schedule="linear", steps=STEPS, atol=1e-5, **how):
+    """Asserts that the sampler's distributions equal those of the reference. Returns the images."""
     noise, settings = (
         Noise.of_images(3, range(len(LABELS)), model.noise_sizes),
         (steps, scale, schedule, 1.1, 1e-2),
     )
-    slow, fast = Picks(), Picks()
-    twin = ReferenceSampler(model, *settings, pick=slow).sample(LABELS, noise)
+    reference_picks, picks = Picks(), Picks()
+    reference = ReferenceSampler(model, *settings, pick=reference_picks).sample(LABELS, noise)
     cond = model.class_emb(LABELS)
     cond = torch.cat([cond, model.fake_latent.repeat(len(LABELS), 1)]) if scale != 1 else cond
-    images = model.sample([cond] * model.num_conds, *settings, noise=noise, pick=fast, **how)
-    torch.testing.assert_close(fast.sorted(), slow.sorted(), rtol=1e-4, atol=atol)
-    torch.testing.assert_close(images, twin)
+    images = model.sample([cond] * model.num_conds, *settings, noise=noise, pick=picks, **how)
+    torch.testing.assert_close(picks.sorted(), reference_picks.sorted(), rtol=1e-4, atol=atol)
+    torch.testing.assert_close(images, reference)
     return images
 
 
 @pytest.mark.parametrize(("scale", "schedule"), [(1.0, "linear"), (3.0, "linear"), (2.0, "constant")])
-def test_distributions_equal_the_twins(kind, scale, schedule):
-    assert_like_the_twin(opinionated(tiny_model(kind)), scale, schedule)
+def test_distributions_equal_those_of_the_reference(kind, scale, schedule):
+    assert_like_the_reference(opinionated(tiny_model(kind)), scale, schedule)
 
 
 @pytest.mark.parametrize("steps", [(1, 1), (2, 2), (16, 4)])
 def test_any_number_of_steps(kind, steps):
-    assert_like_the_twin(opinionated(tiny_model(kind)), steps=steps)
+    assert_like_the_reference(opinionated(tiny_model(kind)), steps=steps)
 
 
 @pytest.mark.parametrize("generators", [["mar", "mar", "mar", "ar"], ["mar", "ar", "mar", "ar"]])
@@ -66,16 +72,16 @@ def test_deeper_fractals_with_guiding_pixels(generators):
         num_conds=1 if "ar" in generators[:-1] else 5,
     )
     model = opinionated(tiny_model("guided", **changes))
-    assert_like_the_twin(model, steps=(3, 4, 3))
+    assert_like_the_reference(model, steps=(3, 4, 3))
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_chunks_change_no_image(kind, chunk):
-    assert_like_the_twin(opinionated(tiny_model(kind)), chunk=chunk)
+    assert_like_the_reference(opinionated(tiny_model(kind)), chunk=chunk)
 
 
-def test_chunks_bound_what_is_drawn_together(monkeypatch):
-    from models.mar import MARSampler
+def test_chunks_limit_how_many_patches_are_drawn_together(monkeypatch):
+    from models.sampling.mar import MARSampler
 
     sizes, predict = [], MARSampler.predict
     monkeypatch.setattr(
@@ -83,22 +89,22 @@ def test_chunks_bound_what_is_drawn_together(monkeypatch):
         "predict",
         lambda self, state, *args: sizes.append(len(state.order)) or predict(self, state, *args),
     )
-    assert_like_the_twin(tiny_model("mar"), chunk=2)
+    assert_like_the_reference(tiny_model("mar"), chunk=2)
     assert set(sizes) == {5, 2, 1}  # level 0 draws all five images at once
 
 
 def test_cached_token_groups_change_no_image(monkeypatch):
-    monkeypatch.setattr("models.mar.CACHED_TOKENS", 30)
-    assert_like_the_twin(opinionated(tiny_model("mar")))
+    monkeypatch.setattr("models.sampling.mar.MAX_CACHED_TOKENS", 30)
+    assert_like_the_reference(opinionated(tiny_model("mar")))
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "fallback"])
 def test_packed_weights_and_their_fallback_give_the_same(kind, packed, monkeypatch):
-    monkeypatch.setattr(prepare, "SMALL", 0)
-    monkeypatch.setattr(prepare, "packed_rows", lambda dtype: prepare.EVERY if packed else prepare.NONE)
-    calls, run = [], Linear._packed
-    monkeypatch.setattr(Linear, "_packed", lambda self, *args: calls.append(0) or run(self, *args))
-    assert_like_the_twin(opinionated(tiny_model(kind)))
+    monkeypatch.setattr(prepare, "MIN_PACKED_WEIGHTS", 0)
+    monkeypatch.setattr(prepare, "packed_rows", lambda dtype: prepare.ALL_ROWS if packed else prepare.NO_ROWS)
+    calls, run = [], FastLinear.pack
+    monkeypatch.setattr(FastLinear, "pack", lambda self, *args: calls.append(0) or run(self, *args))
+    assert_like_the_reference(opinionated(tiny_model(kind)))
     assert bool(calls) == packed
 
 
@@ -108,11 +114,11 @@ def test_without_onednn_nothing_is_packed(monkeypatch):
         type(torch.ops.mkldnn), "__getattr__", lambda self, name: object.__getattribute__(self, name)
     )
     prepare.packed_rows.cache_clear()
-    assert prepare.packed_rows(torch.float32) == prepare.NONE
+    assert prepare.packed_rows(torch.float32) == prepare.NO_ROWS
     prepare.packed_rows.cache_clear()
 
 
-def test_bfloat16_distributions_stay_near(kind):
+def test_bfloat16_distributions_stay_close(kind):
     model, met = opinionated(tiny_model(kind)), {}
     for name, enabled in (("exact", False), ("rough", True)):
         met[name] = Picks()
@@ -124,35 +130,60 @@ def test_bfloat16_distributions_stay_near(kind):
 
 
 def test_compiled_sampling_gives_the_same():
-    """By the likeliest values: what keeps the probabilities, like Picks, would be compiled anew at every call."""
+    """Picks the most probable values, because a `pick` with state, as Picks, is recompiled at each call."""
     model, likeliest = (
         opinionated(tiny_model("mar over ar", num_blocks_list=[1, 1, 1])),
         lambda probs, uniforms: probs.argmax(-1),
     )
     noise, settings = Noise.of_images(3, range(2), model.noise_sizes), ((1, 4), 3.0, "linear", 1.1, 1e-2)
-    twin = ReferenceSampler(model, *settings, pick=likeliest).sample(LABELS[:2], noise)
+    reference = ReferenceSampler(model, *settings, pick=likeliest).sample(LABELS[:2], noise)
     cond = torch.cat([model.class_emb(LABELS[:2]), model.fake_latent.repeat(2, 1)])
     images = model.sample([cond] * model.num_conds, *settings, noise=noise, pick=likeliest, compiled=True)
-    torch.testing.assert_close(images, twin)
+    torch.testing.assert_close(images, reference)
     assert images.unique().numel() > 20
+
+
+class FirstProducts(TorchDispatchMode):
+    """Notes how many frames of the library lie above each matrix product, by whether sampling has begun."""
+
+    def __init__(self):
+        super().__init__()
+        self.depths = {"prepare": [], "sample": []}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in ("mm", "addmm", "_linear_pointwise"):
+            frames = [f.name for f in traceback.extract_stack() if f.filename.startswith(f"{ROOT}/models/")]
+            names = [name for name in frames if name != "<listcomp>"]  # none since Python 3.12
+            self.depths["sample" if "draw" in names else "prepare"].append(len(names))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["ar", "mar", "guided"])
+def test_at_most_six_frames_lie_between_generate_and_the_first_matrix_product(kind):
+    model = tiny_model(kind)
+    with FirstProducts() as products:
+        model.generate([0], num_inference_steps=(1, 1), guidance_scale=2.0, seed=0, progress_bar=False)
+    assert products.depths["prepare"][0] <= 6
+    assert products.depths["sample"][0] <= 6
 
 
 def test_images_are_ordinary_tensors():
     model = tiny_model("mar")
     images = model.sample([model.fake_latent] * 5, STEPS)
     assert not images.is_inference()
-    model(images, torch.tensor([0])).backward()  # for which an inference tensor could not be saved
+    model(images, torch.tensor([0])).backward()  # autograd cannot save inference tensors
 
 
-# Published: what the published implementation dispatches for one image with guidance.
+# `published` is how many operations the published implementation dispatches for one image with guidance.
 @pytest.mark.parametrize(
     ("name", "published"),
     [("fractalmar_in64", 599_000), ("fractalar_in64", 3_380_000), ("fractalmar_huge_in256", 6_570_000)],
 )
-def test_a_image_takes_few_operations_and_no_waiting(name, published, monkeypatch):
-    """Counted on thin copies: depth, sizes and steps are the preset's; `share` of level 0's steps, which all take as many.
+def test_an_image_takes_few_operations_and_no_waiting(name, published, monkeypatch):
+    """Counts the operations of a narrow model with the preset's depth, sizes and steps.
 
-    Inference mode shows composite operations whole, copies inside them unseen; without it they come apart.
+    Only a `share` of level 0's steps is run; all of them take equally many operations. Without inference
+    mode, the counter also sees the operations that composite operations consist of, such as copies.
     """
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
     preset, share = fractalgen.PRESETS[name], 1 / 32
@@ -174,7 +205,7 @@ def test_a_image_takes_few_operations_and_no_waiting(name, published, monkeypatc
     assert not ops.syncs
 
 
-def test_the_counter_sees_what_waits():
+def test_the_counter_sees_operations_that_wait_for_the_device():
     x = torch.arange(4.0)
     with OpCount() as ops:
         x.sum().item()

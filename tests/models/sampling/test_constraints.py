@@ -1,10 +1,10 @@
-"""What is promised of drawn pixels holds for each."""
+"""Every drawn pixel fulfils the constraint of its edit."""
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import opinionated, random_levels, tiny_model
+from conftest import opinionated, random_values, tiny_model
 from models.sampling.constraints import Grey, Palette, Within
 from models.sampling.known import KnownPixels
 from util.pixels import normalize
@@ -14,11 +14,11 @@ COLOURS = [[0, 0, 0], [255, 255, 255], [250, 10, 20], [250, 200, 30]]
 
 
 def edited(kind, constraint, **settings):
-    """The image, the edit of its left half, and that half."""
-    model, levels, mask = opinionated(tiny_model(kind)), random_levels(2, 8), np.zeros((8, 8), bool)
+    """Edits the five left columns of two images. Returns their pixels (2, 40, 3) before and after."""
+    model, values, mask = opinionated(tiny_model(kind)), random_values(2, 8), np.zeros((8, 8), bool)
     mask[:, :5] = True
-    out = model.edit(levels, mask, [1, 2], guidance_scale=2.0, constraint=constraint, **settings, **QUIET)
-    image = levels.permute(0, 2, 3, 1).numpy()
+    out = model.edit(values, mask, [1, 2], guidance_scale=2.0, constraint=constraint, **settings, **QUIET)
+    image = values.permute(0, 2, 3, 1).numpy()
     assert (out == image)[:, ~mask].all()
     return image[:, mask].astype(int), out[:, mask].astype(int)
 
@@ -30,22 +30,22 @@ def test_grey(kind):
 
 
 def test_a_guiding_pixel_over_known_colours_can_be_drawn():
-    """Half of the patch is red: its mean is not grey, and all values of a channel must not be ruled out for it."""
-    levels, hidden = (
+    """Half of the patch is known and red: its mean is not grey, but some value must remain possible."""
+    values, hidden = (
         torch.tensor([255, 0, 0], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 2, 2),
         torch.zeros(1, 2, 2),
     )
     hidden[:, 0] = 1
-    for given in (
-        KnownPixels(normalize(levels), hidden.bool(), Grey()),
-        KnownPixels(normalize(levels), torch.ones(1, 2, 2).bool(), Grey()),
+    for known in (
+        KnownPixels(normalize(values), hidden.bool(), Grey()),
+        KnownPixels(normalize(values), torch.ones(1, 2, 2).bool(), Grey()),
     ):
         drawn = torch.zeros(1, 0, dtype=torch.long)
         for channel in range(3):
-            weights = given.guide_weights(channel, drawn)
+            weights = known.guiding_weights(channel, drawn)
             drawn = torch.cat([drawn, weights.argmax(1, keepdim=True)], dim=1)
             assert weights.isfinite().any()
-        assert (len(drawn.unique()) == 1) == given.hidden.all()
+        assert (len(drawn.unique()) == 1) == known.hidden.all()
 
 
 @pytest.mark.parametrize("distance", [0, 7])
@@ -61,9 +61,9 @@ def test_palette(kind):
     assert len(drawn) > 2
 
 
-def test_what_is_allowed_keeps_its_proportions():
-    """A constraint conditions the distribution: of two colours, what the model finds likelier comes as much oftener."""
-    model, levels = opinionated(tiny_model()), random_levels(1, 8)
+def test_allowed_values_keep_the_ratios_of_their_probabilities():
+    """A constraint only excludes values, and keeps the ratios of the probabilities of the others."""
+    model, values = opinionated(tiny_model()), random_values(1, 8)
     met = []
 
     def pick(probs, uniforms):
@@ -76,35 +76,35 @@ def test_what_is_allowed_keeps_its_proportions():
         None,
         lambda channel, drawn, reference: torch.arange(256).expand(len(reference), -1) % 2 == 0,
     ):
-        model.sample(conds, (1, 1), pick=pick, given=KnownPixels(normalize(levels), hidden, constraint))
+        model.sample(conds, (1, 1), pick=pick, known=KnownPixels(normalize(values), hidden, constraint))
     free, even = met[0][0], met[3][0]
     torch.testing.assert_close(even[::2], free[::2] / free[::2].sum())
     assert (even[1::2] == 0).all()
 
 
-def guides(given: KnownPixels, drawn: tuple[int, ...] = ()) -> list[int]:
-    """The possible values of the next channel of one guiding pixel."""
-    weights = given.guide_weights(len(drawn), torch.tensor([drawn], dtype=torch.long))
+def guides(known: KnownPixels, drawn: tuple[int, ...] = ()) -> list[int]:
+    """Returns the possible values of the channel of one guiding pixel that follows the channels `drawn`."""
+    weights = known.guiding_weights(len(drawn), torch.tensor([drawn], dtype=torch.long))
     return weights[0].isfinite().nonzero().flatten().tolist()
 
 
 def test_a_guiding_pixel_is_the_mean_of_known_colours_and_hidden_pixels_that_fulfil_the_constraint():
-    """Three of four pixels are red: with a grey one, their mean is red too; the hidden one's grey is told by R."""
-    levels, hidden = torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.zeros(1, 2, 2, dtype=torch.bool)
-    levels[:, 0], levels[:, :, 0, 0], hidden[:, 0, 0] = 200, 80, True
-    red = KnownPixels(normalize(levels), hidden, Grey())
+    """Three pixels are known and red, one is hidden and grey, so that R of their mean decides G and B."""
+    values, hidden = torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.zeros(1, 2, 2, dtype=torch.bool)
+    values[:, 0], values[:, :, 0, 0], hidden[:, 0, 0] = 200, 80, True
+    red = KnownPixels(normalize(values), hidden, Grey())
     assert guides(red) == [*range(150, 215)]
     assert guides(red, (170,)) == [20]
     assert guides(red, (170, 20)) == [20]
-    near = KnownPixels(normalize(levels), hidden, Within(4))
+    near = KnownPixels(normalize(values), hidden, Within(4))
     assert guides(near) == [169, 170, 171]
     assert guides(near, (170,)) == [19, 20, 21]
     nothing_known = torch.ones_like(hidden)
-    assert guides(KnownPixels(normalize(levels), nothing_known, Grey()), (170,)) == [170]
-    assert guides(KnownPixels(normalize(levels), nothing_known, Within(4))) == [*range(166, 175)]
+    assert guides(KnownPixels(normalize(values), nothing_known, Grey()), (170,)) == [170]
+    assert guides(KnownPixels(normalize(values), nothing_known, Within(4))) == [*range(166, 175)]
 
 
-def test_a_plain_function_will_do(kind):
+def test_a_plain_function_can_be_a_constraint(kind):
     _, drawn = edited(
         kind, lambda channel, drawn, reference: torch.arange(256).expand(len(reference), -1) < 10
     )
@@ -119,7 +119,7 @@ def test_a_constraint_that_allows_nothing_is_named():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Within(-1), "distance -1 is out of range; it must be from 0 to 255 levels"),
+        (lambda: Within(-1), "distance -1 is out of range; it must be from 0 to 255"),
         (lambda: Palette([[0, 0, 256]]), "must be one or more colours of R, G, B from 0 to 255"),
         (lambda: Palette([0, 0, 25]), "must be one or more colours"),
         (lambda: Palette([]), "must be one or more colours"),

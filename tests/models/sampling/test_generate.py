@@ -1,23 +1,27 @@
-"""generate(): labels in, images out, each image its own."""
+"""`generate` draws an image for each label; an image does not depend on the others of its batch."""
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import TINY, opinionated, random_levels, tiny_model
+from conftest import TINY, opinionated, random_values, tiny_model
+from models.sampling.options import SamplingOptions
 from util.pixels import normalize, to_values
 
 SETTINGS = dict(num_inference_steps=(6, 3), guidance_scale=2.0, temperature=1.1, seed=3, progress_bar=False)
 
 
 def assert_same_images(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Batch sizes change the rounding of float32; a draw at the very edge of the inverse CDF may fall to the next value."""
+    """Asserts that all values are equal, except for rare ones that differ by 1.
+
+    Rounding depends on the batch size, and a uniform number may lie at the edge of two values of the CDF.
+    """
     assert ours.shape == theirs.shape
     assert (ours == theirs).mean() >= 0.999
     assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
-def test_a_image_is_the_same_alone_in_a_batch_of_seven_and_in_another_order(kind):
+def test_an_image_is_the_same_alone_in_a_batch_of_seven_and_in_another_order(kind):
     model = opinionated(tiny_model(kind))
     labels = [0, 1, 2, 3, 0, 1, 2]
     seven = model.generate(labels, output_type="np", **SETTINGS)
@@ -26,14 +30,14 @@ def test_a_image_is_the_same_alone_in_a_batch_of_seven_and_in_another_order(kind
     backwards = model.generate(labels[::-1], indices=range(6, -1, -1), output_type="np", **SETTINGS)
     assert_same_images(backwards[::-1], seven)
     others = model.generate([3 - label for label in labels], output_type="np", **SETTINGS)
-    assert (others == seven).mean() < 0.5  # it could have come out otherwise
+    assert (others == seven).mean() < 0.5  # the comparisons above could have failed
 
 
 def test_sampling_under_autocast(kind):
     model = tiny_model(kind)
     with torch.autocast("cpu", torch.bfloat16):
         drawn = model.generate([0, 1], output_type="pt", **SETTINGS)
-    assert drawn.dtype == torch.float32  # pixels are exact levels whatever the layers computed in
+    assert drawn.dtype == torch.float32  # pixels are exact values, whatever dtype the layers computed in
     assert torch.equal(normalize(to_values(drawn)), drawn)
 
 
@@ -92,16 +96,19 @@ def test_a_model_without_classes_draws_unconditional_images_only():
         model.generate([0], **SETTINGS)
 
 
-def test_defaults_are_the_models(monkeypatch):
+def test_defaults_are_those_of_the_model(monkeypatch):
     model = tiny_model("mar")
     asked = {}
     monkeypatch.setattr(
-        model,
-        "sample",
-        lambda conds, *settings, **more: asked.update(settings=settings) or torch.zeros(1, 3, 8, 8),
+        "models.sampling.generate.sample_images",
+        lambda model, conds, options, *_, **more: asked.update(options=options) or torch.zeros(1, 3, 8, 8),
     )
     model.generate([0], progress_bar=False)
-    assert asked["settings"] == ((16, 4), 1.0, "linear", 1.0, 1e-4)
+    assert asked["options"] == SamplingOptions((16, 4), 1.0, "linear", 1.0, 1e-4)
+    model.generate([0], progress_bar=False, temperature=1.5, guidance_scale=None)
+    assert asked["options"] == SamplingOptions((16, 4), temperature=1.5)
+    with pytest.raises(TypeError, match="temprature"):
+        model.generate([0], progress_bar=False, temprature=1.5)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +144,7 @@ def test_watching_deeper_levels_shows_patches_grow_and_changes_nothing(kind):
     model.generate([1, 2], callback_on_step_end=lambda *step: plain.append(step), **settings)
     assert len(seen) > 2 * len(plain)
     assert sorted({step for step, *_ in seen}) == [step for step, *_ in plain]
-    for step, num_steps, canvas in plain:  # the last of each step
+    for step, num_steps, canvas in plain:  # the last canvas of each step
         last = [one for one in seen if one[0] == step][-1]
         assert last[1] == num_steps
         assert torch.equal(last[2], canvas)
@@ -147,7 +154,7 @@ def test_watching_deeper_levels_shows_patches_grow_and_changes_nothing(kind):
 
 
 def test_the_callback_sees_all_images_also_those_with_nothing_to_draw():
-    model, image, seen = opinionated(tiny_model()), random_levels(2, 8), []
+    model, image, seen = opinionated(tiny_model()), random_values(2, 8), []
     masks = torch.zeros(2, 8, 8, dtype=torch.bool)
     masks[1, 3:6, 2:5] = True
     options = dict(seed=1, output_type="pt", progress_bar=False, watch_levels=2)

@@ -40,11 +40,8 @@ def test_guidance_by_the_formula_without_filter():
 
 def test_the_filter_keeps_improbable_values_improbable():
     cond, uncond = torch.zeros(2, 1, 256)
-    cond[:, 0], cond[:, 1], uncond[:, 1] = (
-        12.0,
-        -12.0,
-        -40.0,
-    )  # value 1: hopeless, but "even more so without class"
+    # Value 1 is very improbable, and even more improbable without the class, so that guidance would favour it.
+    cond[:, 0], cond[:, 1], uncond[:, 1] = 12.0, -12.0, -40.0
     logits = torch.cat([cond, uncond])
     assert Guidance.create(4.0, "constant", 1.0, 0.0).probabilities(logits)[0, 1] > 0.99
     assert Guidance.create(4.0, "constant", 1.0, 1e-4).probabilities(logits)[0, 1] < 1e-6
@@ -52,9 +49,10 @@ def test_the_filter_keeps_improbable_values_improbable():
 
 def test_schedules():
     linear, constant = (Guidance.create(5.0, schedule, 1.0, 0.0) for schedule in ("linear", "constant"))
-    assert [linear.at(p).scale for p in (0.0, 0.5, 1.0)] == [1.0, 3.0, 5.0]
-    assert constant.at(0.25).scale == 5.0
-    assert linear.at(0.0).doubled  # decided once, not read off the scale
+    cpu = torch.device("cpu")
+    assert [linear.at(p, cpu).scale.item() for p in (0.0, 0.5, 1.0)] == [1.0, 3.0, 5.0]
+    assert constant.at(0.25, cpu).scale.item() == 5.0
+    assert linear.at(0.0, cpu).doubled  # decided once, whatever the scale of this step is
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Image files of every kind that people have, made for real: converted pixel by pixel, or refused by name."""
+"""Image files of every common kind are converted to RGB, or refused with an error that names them."""
 
 import io
 import os
@@ -90,10 +90,11 @@ def test_names_that_are_chinese_or_no_text_at_all(tmp_path):
 
 
 def png(width: int, height: int, depth: int = 8, colour: int = 0, rows: bytes = b"") -> bytes:
-    """A PNG file, its rows as given."""
-    chunk = lambda kind, data: (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    )
+    """The bytes of a PNG file with the given rows, each of which begins with its filter type."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -141,7 +142,7 @@ def test_a_file_that_is_gone_is_named(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "tiff", "webp", "bmp", "ppm"])
-def test_damage_anywhere_gives_a_image_or_a_user_error(kind):
+def test_damage_anywhere_gives_an_image_or_a_user_error(kind):
     buffer, rng, refused = io.BytesIO(), np.random.default_rng(0), 0
     Image.effect_noise((40, 30), 60).convert("RGB").save(buffer, kind)
     for _ in range(100):

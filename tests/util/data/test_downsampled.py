@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import random_levels, score, train_tiny
+from conftest import random_values, score, train_tiny
 from util.data.downsampled import Downsampled, read_batch
 from util.data.loader import ImageDataset, open_split
 from util.data.source import Mapped
@@ -15,13 +15,13 @@ LABELS = [3, 1, 2, 1, 3, 2]
 
 
 def batch(seed: int = 0) -> dict:
-    """Six 8 px images as in train_data_batch_1: rows of planar RGB, labels from 1, the mean of all."""
-    rows = random_levels(6, 8, seed).flatten(1).numpy()
+    """Six 8 px images in the form of train_data_batch_1: rows of planar RGB, labels from 1, and their mean."""
+    rows = random_values(6, 8, seed).flatten(1).numpy()
     return {"data": rows, "labels": LABELS, "mean": rows.mean(0)}
 
 
 def python2(content: dict) -> bytes:
-    """What Python 2 writes: text is bytes to Python 3, and NumPy's functions have their old names."""
+    """The pickle that Python 2 writes: its text is bytes in Python 3, and NumPy's functions have old names."""
     data, labels = content["data"], content["labels"]
     parts = [
         b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
@@ -54,8 +54,8 @@ def test_batches_of_every_format_give_their_rows_and_labels(protocol, tmp_path):
     source = open_split(tmp_path, "val")
     assert source.labels.tolist() == [label - 1 for label in LABELS]
     assert source.classes == ["1", "2", "3"]
-    for i, levels in enumerate(random_levels(6, 8)):
-        assert (ImageDataset(source, 8, seed=0)[0, i][0] == levels).all()
+    for i, values in enumerate(random_values(6, 8)):
+        assert (ImageDataset(source, 8, seed=0)[0, i][0] == values).all()
     in_the_file = protocol in (3, 4, 5, "Python 2", "npz")
     assert isinstance(source.blocks[0], Mapped) == in_the_file
 
@@ -65,7 +65,7 @@ def test_rows_are_not_taken_from_a_place_in_the_file_that_only_begins_like_them(
     preview = {"preview": content["data"][[0, 0, 0, 0, 0, 0]], **content}
     (tmp_path / "val_data").write_bytes(pickle.dumps(preview, protocol=4))
     source = open_split(tmp_path, "val")
-    assert (source.levels(5, 8) == random_levels(6, 8)[5]).all()
+    assert (source.crop(5, 8) == random_values(6, 8)[5]).all()
 
 
 def test_a_mapped_source_travels_to_another_process_without_its_images(tmp_path):
@@ -73,7 +73,7 @@ def test_a_mapped_source_travels_to_another_process_without_its_images(tmp_path)
     source = open_split(tmp_path, "val")
     travelling = pickle.dumps(source)
     assert len(travelling) < 20_000 < source.labels.nbytes + 600 * 192
-    assert (pickle.loads(travelling).levels(7, 8) == source.levels(7, 8)).all()
+    assert (pickle.loads(travelling).crop(7, 8) == source.crop(7, 8)).all()
 
 
 def test_training_from_ten_batches(tmp_path):
@@ -82,7 +82,7 @@ def test_training_from_ten_batches(tmp_path):
     np.savez(tmp_path / "val_data.npz", **batch(11))
     train = open_split(tmp_path, "train")
     assert train.name(55).endswith("train_data_batch_10, row 1")
-    assert (train.levels(55, 8) == random_levels(6, 8, 10)[1]).all()
+    assert (train.crop(55, 8) == random_values(6, 8, 10)[1]).all()
     log = train_tiny(tmp_path, tmp_path / "out")
     assert (
         "downsampled ImageNet, 10 files of 8 px and downsampled ImageNet, 1 file of 8 px, 3 classes, 60 + 6"
@@ -103,7 +103,7 @@ def test_with_map_clsloc_classes_are_the_synsets_as_folders_number_them(tmp_path
     with pytest.raises(UserError, match=r"map_clsloc.txt: has no line for label 3"):
         open_split(tmp_path, "val")
     (tmp_path / "map_clsloc.txt").write_text("1 n02119789 kit_fox\n")
-    with pytest.raises(UserError, match=r"'1 n02119789 kit_fox' is not a synset and its number"):
+    with pytest.raises(UserError, match=r"each line must hold a synset and its number, as in .*'n02119789'"):
         open_split(tmp_path, "val")
 
 
@@ -134,7 +134,7 @@ class Call:
 
 
 def hostile(path: Path) -> dict[str, bytes]:
-    """Pickles that create the file `path` once something runs what they ask for, each by another way."""
+    """Pickles that create the file `path` if a reader runs their code, each in another way."""
     command = f"touch {path}"
     text = command.encode()
     return {
@@ -175,7 +175,7 @@ def test_the_hostile_pickles_do_run_elsewhere(tmp_path):
 
 
 def test_an_array_whose_dtype_lies_about_objects_is_refused_before_numpy_sees_it(tmp_path):
-    """np.dtype('O') with its flags cleared would make ndarray.__setstate__ take raw bytes for pointers."""
+    """With np.dtype('O') whose flags are cleared, ndarray.__setstate__ would take raw bytes for pointers."""
     dtype = b"cnumpy\ndtype\n(S'O8'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI0\ntb"
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I1\nt"

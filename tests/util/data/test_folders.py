@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.datasets import ImageFolder
 
-from conftest import random_levels, save_image, score, train_tiny
+from conftest import random_values, save_image, score, train_tiny
 from util.data.folders import HELD_OUT, LABEL_LISTS, class_folders
 from util.data.loader import ImageDataset, open_split
 from util.errors import UserError
@@ -13,11 +13,11 @@ WNIDS = ("n01443537", "n01629819", "n02124075")
 
 
 def fill(folder, names, seed=0) -> torch.Tensor:
-    """Random 8 px images at folder/name."""
-    levels = random_levels(len(names), 8, seed)
-    for name, image in zip(names, levels, strict=True):
+    """Writes random 8 px images to folder/name. Returns their values."""
+    values = random_values(len(names), 8, seed)
+    for name, image in zip(names, values, strict=True):
         save_image(folder / name, image)
-    return levels
+    return values
 
 
 def read(source) -> torch.Tensor:
@@ -27,7 +27,7 @@ def read(source) -> torch.Tensor:
 
 @pytest.fixture
 def imagenet(tmp_path):
-    """train/ with three classes of two images, and a flat val/ of five without labels."""
+    """A train/ with three classes of two images, and a flat val/ with five images without labels."""
     fill(tmp_path / "train", [f"{wnid}/{wnid}_{i}.png" for wnid in WNIDS for i in range(2)])
     fill(tmp_path / "val", [f"ILSVRC2012_val_0000000{i}.png" for i in range(1, 6)], seed=1)
     return tmp_path
@@ -43,7 +43,7 @@ def test_class_folders_are_listed_in_torchvisions_order_without_hidden_ones(tmp_
     assert ours.classes == theirs.classes == ["a", "b", "c"]
 
 
-def test_a_class_folder_without_a_image_is_an_error(tmp_path):
+def test_a_class_folder_without_an_image_is_an_error(tmp_path):
     fill(tmp_path / "train", ["cat/0.png"])
     (tmp_path / "train" / "dog").mkdir()
     with pytest.raises(UserError, match=r"train: no image in 1 of its class folders \(dog\)"):
@@ -69,7 +69,7 @@ LISTS = {
 def test_a_flat_val_is_labelled_by_any_of_the_usual_lists(name, place, imagenet):
     (imagenet / place / name).write_text(LISTS[name])
     val = open_split(imagenet, "val")
-    assert (read(val) == random_levels(5, 8, seed=1)).all()
+    assert (read(val) == random_values(5, 8, seed=1)).all()
     assert val.labels.tolist() == [1, 2, 0, 1, 2]
     assert val.classes == open_split(imagenet, "train").classes == list(WNIDS)
     assert name in val.kind
@@ -83,7 +83,7 @@ def test_a_flat_val_without_train_takes_its_classes_from_the_list(imagenet):
         (imagenet / name).unlink()
 
 
-def test_what_a_flat_val_misses_is_said(imagenet):
+def test_what_a_flat_val_lacks_is_named(imagenet):
     with pytest.raises(
         UserError,
         match=r"val: its 5 images are in no class folders.* put one of val_annotations.txt, LOC_val",

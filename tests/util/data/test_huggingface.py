@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import random_levels, save_image, score, train_tiny
+from conftest import random_values, save_image, score, train_tiny
 from util.data.loader import ImageDataset, open_split
 from util.errors import UserError
 
@@ -19,11 +19,11 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def table(seed: int, n: int = 6, labels=True, bad=()):
-    """Random 8 px images with class labels, as a hub data set has them."""
+    """Random 8 px images with class labels, in the columns of a data set from the hub."""
     rows = []
-    for i, levels in enumerate(random_levels(n, 8, seed)):
+    for i, values in enumerate(random_values(n, 8, seed)):
         buffer = io.BytesIO()
-        Image.fromarray(levels.permute(1, 2, 0).numpy()).save(buffer, "png")
+        Image.fromarray(values.permute(1, 2, 0).numpy()).save(buffer, "png")
         rows.append({"bytes": b"damaged" if i in bad else buffer.getvalue(), "path": None})
     columns, types = {"image": rows}, {"image": datasets.Image()}
     if labels:
@@ -46,8 +46,8 @@ def write_parquet(folder, **more) -> None:
 def test_parquet_files_as_the_hub_has_them(tmp_path):
     write_parquet(tmp_path)
     train, val = (open_split(tmp_path, split) for split in ("train", "val"))
-    assert (read(train) == random_levels(6, 8, 0)).all()
-    assert (read(val) == random_levels(6, 8, 1)).all()
+    assert (read(train) == random_values(6, 8, 0)).all()
+    assert (read(val) == random_values(6, 8, 1)).all()
     assert train.classes == val.classes == NAMES
     assert train.labels.tolist() == [0, 1, 2, 0, 1, 2]
     log = train_tiny(tmp_path, tmp_path / "out")
@@ -76,7 +76,7 @@ def test_a_data_set_without_labels_is_without_classes(tmp_path):
 
 
 def test_a_stray_table_beside_class_folders_does_not_hide_them(tmp_path):
-    save_image(tmp_path / "train" / "cat" / "0.png", random_levels(1, 8)[0])
+    save_image(tmp_path / "train" / "cat" / "0.png", random_values(1, 8)[0])
     table(0).to_parquet(tmp_path / "notes.parquet")
     assert open_split(tmp_path, "train").kind == "class folders"
 
@@ -93,17 +93,17 @@ def test_labels_that_are_words_or_bare_numbers(tmp_path):
 
 
 def test_parquet_that_another_program_wrote(tmp_path):
-    """Without Hugging Face's notes on the columns' types."""
+    """Such a file lacks Hugging Face's metadata on the types of its columns."""
     from pyarrow import parquet
 
     plain = table(0).data.table.replace_schema_metadata(None)
     parquet.write_table(plain, tmp_path / "train.parquet")
     source = open_split(tmp_path, "train")
-    assert (read(source) == random_levels(6, 8, 0)).all()
+    assert (read(source) == random_values(6, 8, 0)).all()
     assert (source.classes, source.labels.tolist()) == (["0", "1", "2"], [0, 1, 2, 0, 1, 2])
 
 
-def test_what_is_missing_is_said(tmp_path, monkeypatch):
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
     datasets.DatasetDict(train=table(0)).save_to_disk(tmp_path / "saved")
     with pytest.raises(
         UserError, match="with the splits train; it needs one of validation, val, valid, test"

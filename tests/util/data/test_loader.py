@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from util.data.folders import class_folders
-from util.data.loader import BatchOrder, ImageDataset, ImageFolderDataset, find_bad, make_loader
+from util.data.loader import BatchOrder, ImageDataset, find_bad, make_loader
 from util.dist import World
 from util.errors import UserError
 
@@ -13,7 +13,7 @@ ALONE = World()
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of five 10 x 12 images, each of one grey."""
+    """Two classes of five images of 10 x 12 pixels, each filled with one grey value."""
     for label in ("cat", "dog"):
         (tmp_path / label).mkdir()
         for i in range(5):
@@ -22,11 +22,11 @@ def folder(tmp_path):
 
 
 def test_items_are_uint8_crops_with_label_and_number(folder):
-    data = ImageFolderDataset(folder, 8, flip=False, seed=0)
-    levels, label, index = data[0, 7]
-    assert (levels.shape, levels.dtype, label, index) == ((3, 8, 8), torch.uint8, 1, 7)
-    assert (levels == 140).all()
-    Image.new("L", (1, 1), 9).save(folder / "cat" / "0.png")  # tiny images are enlarged
+    data = ImageDataset(class_folders(folder), 8, seed=0)
+    values, label, index = data[0, 7]
+    assert (values.shape, values.dtype, label, index) == ((3, 8, 8), torch.uint8, 1, 7)
+    assert (values == 140).all()
+    Image.new("L", (1, 1), 9).save(folder / "cat" / "0.png")  # an image smaller than the crop is enlarged
     assert (data[0, 0][0] == 9).all()
 
 
@@ -34,7 +34,7 @@ def test_flips_are_a_function_of_seed_epoch_and_image(tmp_path):
     (tmp_path / "a").mkdir()
     for i in range(40):
         Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a" / f"{i:02d}.png")
-    data, again = (ImageFolderDataset(tmp_path, 8, flip=True, seed=0) for _ in range(2))
+    data, again = (ImageDataset(class_folders(tmp_path), 8, seed=0, flip=True) for _ in range(2))
     turned = {epoch: [data[epoch, i][0][0, 0, 0].item() == 7 for i in range(40)] for epoch in (0, 1)}
     assert turned[0] != turned[1]
     assert 8 < sum(turned[0]) < 32
@@ -70,11 +70,11 @@ def test_in_order_every_image_comes_once_whatever_the_number_of_processes():
 def test_order_can_begin_in_the_middle_and_changes_with_the_epoch():
     order = BatchOrder(20, 4, World(), 0, True)
     first = list(order)
-    order.start = 12  # images
+    order.start = 12  # counts images, not batches
     assert list(order) == first[3:]
     halves = [BatchOrder(20, 2, World(rank, 2), 0, True) for rank in range(2)]
     for half in halves:
-        half.start = 10  # between two batches of the one process
+        half.start = 10  # in the middle of a batch of the single process
     rest = [item for both in zip(*halves, strict=True) for batch in both for item in batch]
     assert rest == [item for batch in first for item in batch][10:18]
     order.start, order.epoch = 0, 1
@@ -82,7 +82,7 @@ def test_order_can_begin_in_the_middle_and_changes_with_the_epoch():
 
 
 def test_where_an_epoch_begins_is_settled_when_it_is_iterated():
-    """The engine takes an iterator, then sets `start` back for the next epoch, then asks for a batch."""
+    """The engine makes an iterator, then resets `start` for the next epoch, and only then asks for a batch."""
     order = BatchOrder(20, 4, World(), 0, True)
     whole = list(order)
     order.start = 12
@@ -96,13 +96,13 @@ def training_set(folder) -> ImageDataset:
 
 
 def epoch_of(data, epoch=0, workers=0, world=ALONE, batch_size=4) -> list:
-    """The batches of an epoch as lists, and what is bad."""
+    """The batches of an epoch as lists, and the errors of its bad images."""
     loader = make_loader(
         data, batch_size, world, shuffled=data.replace_bad, num_workers=workers, pin_memory=False
     )
     loader.batch_sampler.epoch = epoch
     batches = [
-        (levels.flatten(1).tolist(), labels.tolist(), indices.tolist()) for levels, labels, indices in loader
+        (values.flatten(1).tolist(), labels.tolist(), indices.tolist()) for values, labels, indices in loader
     ]
     return batches, loader.gather_bad()
 
@@ -119,8 +119,10 @@ def test_batches_with_bad_images_do_not_depend_on_workers(folder):
     assert [line.split(":")[0] for line in bad] == [
         str(folder / name) for name in ("cat/1.png", "cat/2.png", "dog/4.png")
     ]
-    asked = [i for batch in BatchOrder(10, 5, World(), 1, True).batches(3, 0) for _, i in batch]
-    stand_in = {1: 3, 2: 3, 9: 0}  # the next image that can be read, after the last the first
+    order = BatchOrder(10, 5, World(), 1, True)
+    order.epoch = 3
+    asked = [i for batch in order for _, i in batch]
+    stand_in = {1: 3, 2: 3, 9: 0}  # the next readable image; after the last image comes the first
     assert [i for _, _, indices in alone for i in indices] == [stand_in.get(i, i) for i in asked]
 
 
@@ -135,7 +137,7 @@ def test_two_processes_with_bad_images_see_the_batches_of_one(folder):
     ]
 
 
-def test_a_bad_image_is_told_once(folder):
+def test_a_bad_image_is_reported_once(folder):
     damage(folder, "cat/1.png")
     loader = make_loader(training_set(folder), 5, World(), shuffled=True, num_workers=0, pin_memory=False)
     list(loader)
@@ -170,7 +172,7 @@ def test_find_bad_reads_all_in_parallel(folder, capsys):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_gives_the_same_batches_with_any_number_of_workers(folder, workers):
-    data = ImageFolderDataset(folder, 8, flip=True, seed=1)
+    data = ImageDataset(class_folders(folder), 8, seed=1, flip=True)
     loader = make_loader(data, 4, World(), shuffled=True, num_workers=workers, pin_memory=False)
     indices = [index.tolist() for _, _, index in loader]
     assert indices == [[i for _, i in batch] for batch in BatchOrder(10, 4, World(), 1, True)]
@@ -187,10 +189,10 @@ def test_loader_gives_the_same_batches_with_any_number_of_workers(folder, worker
 def test_a_folder_without_images_is_an_error(tmp_path, make, message):
     make(tmp_path / "train")
     with pytest.raises(UserError, match=message):
-        ImageFolderDataset(tmp_path / "train", 8, flip=False, seed=0)
+        class_folders(tmp_path / "train")
 
 
 def test_a_batch_larger_than_the_data_is_an_error(folder):
-    data = ImageFolderDataset(folder, 8, flip=False, seed=0)
+    data = ImageDataset(class_folders(folder), 8, seed=0)
     with pytest.raises(UserError, match=r"batch_size 6 on 2 process\(es\) is more than the 10"):
         make_loader(data, 6, World(0, 2), shuffled=True, num_workers=0, pin_memory=False)

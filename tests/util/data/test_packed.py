@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import random_levels, train_tiny
+from conftest import random_values, train_tiny
 from util import checkpoint
 from util.data import tool
 from util.data.loader import ImageDataset, open_split
@@ -15,12 +15,12 @@ from util.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path):
-    """12 training and 6 validation JPEGs of 20 x 30 pixels in 3 classes; a bad one in each split, numbers 7 and 3."""
+    """12 training and 6 validation JPEGs of 20 x 30 pixels in 3 classes. Number 7 and number 3 are bad."""
     for split, n in (("train", 12), ("val", 6)):
-        for i, levels in enumerate(random_levels(n, 10, seed=n)):
+        for i, values in enumerate(random_values(n, 10, seed=n)):
             path = tmp_path / "files" / split / "abc"[i % 3] / f"{i:02d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(levels.permute(1, 2, 0).numpy()).resize((20, 30)).save(path, quality=95)
+            Image.fromarray(values.permute(1, 2, 0).numpy()).resize((20, 30)).save(path, quality=95)
         bad = tmp_path / "files" / split / "b" / ("10.jpg" if split == "train" else "04.jpg")
         bad.write_bytes(bad.read_bytes()[:200])
     return tmp_path / "files"
@@ -31,7 +31,7 @@ def pack(data, out, *flags) -> None:
 
 
 def test_training_from_a_pack_equals_training_from_the_files_to_the_bit(folder, tmp_path):
-    """Flips, a bad image in training and one in validation included."""
+    """This holds for flips too, and with a bad image in training and in validation."""
     pack(folder, tmp_path / "pack")
     ends, logs = [], []
     for data in (folder, tmp_path / "pack"):
@@ -55,8 +55,8 @@ def test_a_pack_holds_the_crops_labels_names_and_classes(folder, tmp_path):
     assert [packed.source.name(i) for i in range(12)] == files.source.paths
     for i in (*range(7), *range(8, 12)):
         for epoch in (0, 1):
-            (levels, *rest), (expected, *expected_rest) = packed[epoch, i], files[epoch, i]
-            assert torch.equal(levels, expected)
+            (values, *rest), (expected, *expected_rest) = packed[epoch, i], files[epoch, i]
+            assert torch.equal(values, expected)
             assert rest == expected_rest
     for data in (packed, files):
         with pytest.raises(UserError, match=r"files/train/b/10.jpg: cannot be read as an image"):
@@ -65,15 +65,13 @@ def test_a_pack_holds_the_crops_labels_names_and_classes(folder, tmp_path):
     assert len(pickle.dumps(packed)) < 3000, "a worker is handed the place of the images, not the images"
 
 
-def test_a_pack_of_another_size_or_with_fast_decoding_is_refused(folder, tmp_path):
+def test_a_pack_of_another_size_is_refused(folder, tmp_path):
     pack(folder, tmp_path / "pack", "--splits", "train")
     source = open_split(tmp_path / "pack", "train")
     with pytest.raises(
         UserError, match="packed images of 8 px do not fit a model of 32 px; pack them with --img_size 32"
     ):
         ImageDataset(source, 32, seed=0)
-    with pytest.raises(UserError, match="--fast_decode does not apply to packed images"):
-        ImageDataset(source, 8, seed=0, fast=True)
 
 
 def damage_manifest(folder):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import random_levels, save_image
+from conftest import random_values, save_image
 from util.data import tool as dataset_tool
 from util.data.loader import open_split
 
@@ -16,8 +16,8 @@ from util.data.loader import open_split
 def folder(tmp_path):
     """60 training and 4 validation images in 2 classes."""
     for split, n in (("train", 60), ("val", 4)):
-        for i, levels in enumerate(random_levels(n, 12)):
-            save_image(tmp_path / "files" / split / "ab"[i % 2] / f"{i:02d}.png", levels)
+        for i, values in enumerate(random_values(n, 12)):
+            save_image(tmp_path / "files" / split / "ab"[i % 2] / f"{i:02d}.png", values)
     return tmp_path / "files"
 
 
@@ -101,7 +101,7 @@ def test_a_finished_pack_is_left_as_it_is(folder, tmp_path):
     assert images.stat().st_mtime_ns == before
 
 
-def test_a_full_disk_is_said_and_packing_goes_on_later(folder, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_reported_and_packing_goes_on_later(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dataset_tool, "BATCH", 10)
     assert tool("pack", folder, tmp_path / "whole", "--img_size", 8) == 0
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
