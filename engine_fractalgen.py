@@ -16,16 +16,16 @@ from torch.nn.parallel import DistributedDataParallel
 from evaluation.images import evaluate  # noqa: F401  a published name of this module
 from evaluation.nll import compute_nll  # noqa: F401  a published name of this module
 from models.fractalgen import FractalGen
-from util import checkpoint, dist
+from util import dist
 from util.data.loader import ImageLoader
 from util.dist import World
 from util.errors import UserError
-from util.files import write_json
-from util.flags import provenance
-from util.meters import BadSteps, RunLog, Window
 from util.pixels import normalize
-from util.resume import SETTINGS, RunState, began_here, find_origin
-from util.signals import Interrupt, Interrupted
+from util.run.folder import sole_run
+from util.run.meters import RunLog, Window
+from util.run.signals import Interrupt, Interrupted
+from util.run.state import RunState
+from util.run.watch import Diverged, LossWatch
 
 LOG_EVERY = 20  # steps; the only places in an epoch where the host waits for the device
 # progress after the warm-up, 0..1 -> share of the rate above min_lr
@@ -60,6 +60,13 @@ class Recipe:
             return self.lr * epoch / self.warmup_epochs
         progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
         return self.min_lr + (self.lr - self.min_lr) * LR_SCHEDULES[self.lr_schedule](progress)
+
+    def check(self, watch: LossWatch, steps: int, ended: bool = False) -> None:
+        """Raises Diverged if the losses are bad (`LossWatch.check`); `steps` are those of an epoch."""
+        epoch, step = divmod(watch.row_began, steps)
+        rate = self.learning_rate(epoch + step / steps)
+        place = f"epoch {epoch}, step {step} of {steps}, learning rate {rate:.3g}"
+        watch.check(self.max_bad_steps, place, ended)
 
 
 @dataclass(frozen=True)
@@ -98,17 +105,17 @@ def train_one_epoch(
     world: World,
     log: RunLog,
     ema: nn.Module | None = None,
-    bad: BadSteps | None = None,
+    watch: LossWatch | None = None,
     after_step: Callable[[int], None] = lambda images: None,
 ) -> dict[str, float]:
     """Trains on the rest of epoch number `epoch` (from 0), from the loader's BatchOrder.start on.
 
     model       a FractalGen, bare or in DDP; optimizer: a fused one
-    bad         counts, over epochs, the steps whose loss or gradient was not finite; they change no weight
+    watch       judges the losses, over epochs; a step whose loss or gradient is not finite changes no weight
     after_step  called with the number of images of this epoch that all processes have done
 
-    Returns the mean loss and images a second. Raises UserError after more than `recipe.max_bad_steps` bad
-    steps in a row.
+    Returns the mean loss and images a second. Raises Diverged after more than `recipe.max_bad_steps` steps in
+    a row that were not finite, and where the loss is far above its recent median for long.
     """
     model.train()
     order = loader.batch_sampler
@@ -119,24 +126,25 @@ def train_one_epoch(
     batches = iter(loader) if first_step < steps else None
     order.start = 0
     log.start_epoch(epoch, recipe.epochs, steps, first_step)
-    bad = BadSteps(device) if bad is None else bad
+    watch = LossWatch() if watch is None else watch
     window, windows, began = Window(device), [], time.perf_counter()
     for step in range(first_step, steps):
         lr = recipe.learning_rate(epoch + step / steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        grad_norm = train_step(model, batches, optimizer, scaler, recipe, window, device, autocast)
-        bad.note(grad_norm, epoch * steps + step)
+        mean_loss, grad_norm = train_step(model, batches, optimizer, scaler, recipe, window, device, autocast)
+        watch.note(mean_loss, grad_norm, epoch * steps + step)
         if ema is not None:
             ema.update(model.module if isinstance(model, DistributedDataParallel) else model)
         log.step()
         if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
             means, now = window.read(), time.perf_counter()  # sync
-            check_bad_steps(bad, recipe, steps)
+            watch.read()
+            recipe.check(watch, steps)
             seen = window.images * world.size
             windows.append((means["loss"] * seen, seen, now - began))
             means |= {"lr": lr, "grad_norm": grad_norm.item(), "images_per_s": seen / (now - began)}
-            means["skipped_steps"] = bad.skipped()
+            means["skipped_steps"] = watch.skipped
             log.record(epoch * steps + step + 1, {f"train/{name}": value for name, value in means.items()})
             window, began = Window(device), now
         done += images
@@ -145,11 +153,15 @@ def train_one_epoch(
     return {"loss": loss / seen, "images_per_s": seen / secs}
 
 
-def train_step(model, batches, optimizer, scaler, recipe: Recipe, window: Window, device, autocast) -> Tensor:
-    """One optimiser step over `accum_iter` batches, noted in `window`. Returns the unclipped gradient norm.
+def train_step(
+    model, batches, optimizer, scaler, recipe: Recipe, window: Window, device, autocast
+) -> tuple[Tensor, Tensor]:
+    """One optimiser step over `accum_iter` batches, noted in `window`.
 
-    Where that is not finite, on whichever process, no weight changes; the device decides it without the host.
+    Returns its mean loss and the unclipped gradient norm. Where that norm is not finite, on whichever
+    process, no weight changes; the device decides it without the host.
     """
+    mean_loss = 0.0
     for micro in range(recipe.accum_iter):
         values, labels, _ = next(batches)
         images = normalize(values.to(device, non_blocking=True))
@@ -161,6 +173,7 @@ def train_step(model, batches, optimizer, scaler, recipe: Recipe, window: Window
             finite = torch.where(loss.detach().isfinite(), 1.0, math.nan)  # nan for every process's gradient
             scaler.scale(loss * finite / recipe.accum_iter).backward()
         window.add(loss, terms, len(images))
+        mean_loss = mean_loss + loss.detach().float() / recipe.accum_iter
     scaler.unscale_(optimizer)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
     if scaler.is_enabled():  # it skips such a step by itself
@@ -171,48 +184,29 @@ def train_step(model, batches, optimizer, scaler, recipe: Recipe, window: Window
         optimizer.step()
         del optimizer.found_inf
     optimizer.zero_grad()
-    return grad_norm
-
-
-def check_bad_steps(bad: BadSteps, recipe: Recipe, steps: int) -> None:
-    """Raises UserError after too many bad steps in a row; `steps` is their number in an epoch."""
-    if (row := bad.most_in_a_row()) > recipe.max_bad_steps:
-        epoch, first = divmod(bad.first(), steps)
-        rate = recipe.learning_rate(epoch + first / steps)
-        raise UserError(
-            f"the loss or its gradient was not finite in {row} steps in a row (--max_bad_steps "
-            f"{recipe.max_bad_steps}), from epoch {epoch}, step {first} of {steps}, learning rate "
-            f"{rate:.3g}, on; they changed no weight; "
-            "resume from the last checkpoint with a lower --blr, or with --amp off"
-        )
+    return mean_loss, grad_norm
 
 
 class Training:
-    """A training run in `output_dir`; `run` does it.
+    """A training run in `output_dir`, or, if that is None, one that saves nothing; `run` does it.
 
     loader       the training images
     measure      called with (model, step, log) at the end of epochs; returns scores by name
     resume_from  the checkpoint, or the folder of one, to continue from; "" for none
-    flags        only recorded, in settings.json and in checkpoints; `about` is a line for the log
+    flags        only recorded, in settings.json and in checkpoints; `about` are lines for the log
     half         whether autocast is float16, whose gradients need to be scaled
     """
 
     def __init__(
         self, model: FractalGen, loader: ImageLoader, measure: Callable[[nn.Module, int, RunLog], dict],
-        recipe: Recipe, policy: SavePolicy, *, output_dir: Path, resume_from: str, start_epoch: int,
-        seed: int, flags: argparse.Namespace, about: str, half: bool, device: torch.device,
+        recipe: Recipe, policy: SavePolicy, *, output_dir: Path | None, resume_from: str, start_epoch: int,
+        seed: int, flags: argparse.Namespace, about: list[str], half: bool, device: torch.device,
         autocast: AbstractContextManager, world: World,
     ):  # fmt: skip
-        self.model, self.loader, self.measure, self.recipe, self.policy = (
-            model,
-            loader,
-            measure,
-            recipe,
-            policy,
-        )
-        self.output_dir, self.resume_from, self.flags, self.about = output_dir, resume_from, flags, about
-        self.device, self.autocast, self.world, self.bad_steps = device, autocast, world, BadSteps(device)
-        self.origin = dist.on_main(world, lambda: find_origin(resume_from, output_dir))
+        self.model, self.loader, self.measure, self.recipe = model, loader, measure, recipe
+        self.policy, self.output_dir, self.resume_from, self.flags = policy, output_dir, resume_from, flags
+        self.about, self.device, self.autocast, self.world = about, device, autocast, world
+        self.save_is_due = False
         order = loader.batch_sampler
         if len(order) < recipe.accum_iter:
             batches = f"the {len(order)} batches of an epoch"
@@ -226,23 +220,24 @@ class Training:
         )  # fmt: skip
 
     def run(self) -> None:
-        folder, state = self.output_dir, self.state
-        with RunLog(folder, enabled=self.world.is_main) as self.log, Interrupt() as self.interrupt:
-            if self.origin is not None:
-                state.load(self.origin, folder, self.log.say)
-            elif self.resume_from:
-                self.log.say(f"{self.resume_from} holds no {checkpoint.NAME} yet: starting afresh")
-            dist.barrier()  # all have read what the first is about to tidy up and to write
-            if self.world.is_main:
-                checkpoint.clean(folder)
-                if not (dist.restarts() and began_here(folder)):
-                    write_json(folder / SETTINGS, {**provenance(self.flags), "job": dist.job()})
-            self.log.note(self.about)
-            self.log.say(f"{state.steps} steps an epoch, log: {folder}")
+        folder, world, state = self.output_dir, self.world, self.state
+        with (
+            sole_run(folder, world, print),
+            RunLog(folder, enabled=world.is_main) as self.log,
+            Interrupt() as self.interrupt,
+        ):
+            state.begin(self.resume_from, folder, self.flags, self.log.say)
+            for line in self.about:
+                self.log.note(line)
+            self.log.say(f"{state.steps} steps an epoch, log: {folder or 'none'}")
             try:
                 self.epochs()
             except Interrupted as interrupted:
-                self.log.say(f"{interrupted} at step {state.step}: stopped; --resume {folder} goes on")
+                goes_on = f"--resume {folder} goes on" if folder else "nothing is saved"
+                self.log.say(f"{interrupted} at step {state.step}: stopped; {goes_on}")
+            except Diverged as error:
+                advice = dist.on_main(world, lambda: state.go_back(folder))
+                raise UserError(f"{error}; {advice}") from error
 
     def epochs(self) -> None:
         model, state, policy, epochs = self.model, self.state, self.policy, self.recipe.epochs
@@ -254,7 +249,7 @@ class Training:
             train_one_epoch(
                 model, self.loader, state.optimizer, state.scaler, self.recipe, epoch=epoch,
                 device=self.device, autocast=self.autocast, world=self.world, log=self.log, ema=state.ema,
-                bad=self.bad_steps, after_step=partial(self.after_step, epoch),
+                watch=state.watch, after_step=partial(self.after_step, epoch),
             )  # fmt: skip
             final, end = epoch + 1 == epochs, (epoch + 1) * state.steps
             if bad := self.loader.report_bad(self.log.note):
@@ -279,15 +274,23 @@ class Training:
         state, every = self.state, self.policy.save_every_steps
         state.step, state.place = state.step + 1, (epoch, images)
         signum = self.interrupt.agreed()
-        if signum or (every and state.step % every == 0):
+        if signum or self.save_is_due or (every and state.step % every == 0):
             self.save(final=bool(signum))
         if signum:
             raise Interrupted(self.interrupt.name(signum))
 
     def save(self, final: bool) -> None:
-        """Writes a checkpoint. If that fails, training ends if it is `final` or `on_save_error` says so."""
-        if (error := self.state.save(self.output_dir, self.policy.keep_last, self.flags)) is None:
-            return
-        if final or self.policy.on_save_error == "stop":
-            raise UserError(f"{error}; what was there before is whole")
-        self.log.say(f"{error}; what was there before is whole, training goes on (--on_save_error continue)")
+        """Writes a checkpoint, or if the last step was bad and it is not `final`, after the next good step.
+
+        If it cannot be written, training ends if it is `final` or `on_save_error` says so. Raises Diverged
+        where a checkpoint would not be worth keeping.
+        """
+        state, policy = self.state, self.policy
+        state.watch.read()
+        self.recipe.check(state.watch, state.steps, ended=final)
+        self.save_is_due = not final and state.watch.is_bad
+        error = None if self.save_is_due else state.save(self.output_dir, policy.keep_last, self.flags)
+        if error and (final or policy.on_save_error == "stop"):
+            raise UserError(error)
+        if error:
+            self.log.say(f"{error}; training goes on (--on_save_error continue)")

@@ -5,6 +5,7 @@
 """
 
 import argparse
+import copy
 import io
 import os
 import pickle
@@ -167,6 +168,38 @@ def names_that_move_the_cursor(path: Path, canary: Path) -> None:
     torch.save({"model": {"\x1b[2J\nall is well": torch.ones(1)}}, path)
 
 
+def deflated(path: Path, canary: Path) -> None:
+    """Writes 64 MiB of zeros as a compressed member, in a file of 64 KiB."""
+    torch.save({"model": {"w": torch.zeros(2**24)}}, path)
+    with zipfile.ZipFile(path) as stored:
+        members = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+
+
+def overlapping(path: Path, canary: Path) -> None:
+    """Writes a storage once and gives it to eight members, so that together they are larger than the file."""
+    torch.save({"model": {str(number): torch.zeros(2**16) for number in range(8)}}, path)
+    with zipfile.ZipFile(path) as stored:
+        members = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in members.items():
+            if "/data/" not in name or name.endswith("/0"):
+                file.writestr(name, data)
+        first = next(info for info in file.infolist() if "/data/" in info.filename)
+        for number in range(1, 8):
+            other = copy.copy(first)
+            other.filename = other.orig_filename = first.filename[:-1] + str(number)
+            file.filelist.append(other)
+
+
+def prepended(path: Path, canary: Path) -> None:
+    """Writes an archive behind other bytes: readers differ in where they then look for its members."""
+    torch.save({"model": {"w": torch.zeros(2)}}, path)
+    path.write_bytes(path.read_bytes()[:64] + path.read_bytes())
+
+
 RUNS_CODE = {
     "reduce os.system": partial(saved, lambda canary: Call(os.system, shell(canary))),
     "reduce subprocess": partial(saved, lambda canary: Call(subprocess.check_call, ["touch", str(canary)])),
@@ -218,6 +251,9 @@ ODD = {
     "tensor outside its storage": outside_its_storage,
     "tensor without data": without_data,
     "sparse tensor": lambda path, canary: torch.save({"model": {"w": torch.ones(3).to_sparse()}}, path),
+    "compressed members": deflated,
+    "overlapping members": overlapping,
+    "bytes before the archive": prepended,
     "methods hidden": partial(opcodes, methods_hidden),
     "names that move the cursor": names_that_move_the_cursor,
 }

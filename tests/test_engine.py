@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from opcount import OpCount
 from PIL import Image
 
 import engine_fractalgen as engine
@@ -16,7 +15,7 @@ from util.data.folders import class_folders
 from util.data.loader import ImageDataset, make_loader
 from util.dist import World
 from util.errors import UserError
-from util.meters import RunLog
+from util.run.meters import RunLog
 
 CPU = torch.device("cpu")
 RECIPE = engine.Recipe(lr=1e-3, min_lr=0.0, lr_schedule="constant", warmup_epochs=0, epochs=1, grad_clip=3.0)
@@ -95,24 +94,6 @@ def test_bfloat16_training_follows_float32(images, tmp_path):
         model = tiny_model("ar", attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.0)
         losses.append(train(model, images, tmp_path, autocast=autocast)["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
-
-
-def test_a_training_step_never_waits_for_the_device(kind, images):
-    model = tiny_model(kind, attn_dropout=0.1, proj_dropout=0.1).train()
-    optimizer = torch.optim.AdamW(engine.add_weight_decay(model, 0.05), lr=1e-3, fused=True)
-    scaler, batches = torch.amp.GradScaler("cpu", enabled=False), iter(loader(images, 6))
-    window = engine.Window(CPU)
-    bad = engine.BadSteps(CPU)
-    for step in range(2):
-        with OpCount() as ops:
-            bad.note(
-                engine.train_step(model, batches, optimizer, scaler, RECIPE, window, CPU, nullcontext()), step
-            )
-        assert ops.launched["_fused_adamw_"] == 2
-        assert not ops.syncs
-    with OpCount() as ops:
-        window.read()
-    assert ops.syncs  # reading the window waits, which happens only when a line is logged
 
 
 def test_an_epoch_can_begin_in_the_middle(images, tmp_path):
@@ -214,18 +195,18 @@ def test_too_many_bad_steps_in_a_row_end_the_run(images, tmp_path):
 
 
 def test_bad_steps_are_counted_over_epochs(images, tmp_path):
-    model, bad = spoiled(tiny_model("ar"), "loss", range(2, 9)), engine.BadSteps(CPU)
-    train(model, images, tmp_path, recipe=replace(RECIPE, max_bad_steps=5), bad=bad)
+    model, watch = spoiled(tiny_model("ar"), "loss", range(2, 9)), engine.LossWatch()
+    train(model, images, tmp_path, recipe=replace(RECIPE, max_bad_steps=5), watch=watch)
     with pytest.raises(UserError, match=r"in 6 steps in a row .*, from epoch 0, step 2 of 4"):
-        train(model, images, tmp_path, recipe=replace(RECIPE, max_bad_steps=5), bad=bad, epoch=1)
-    assert bad.skipped() == 6
+        train(model, images, tmp_path, recipe=replace(RECIPE, max_bad_steps=5), watch=watch, epoch=1)
+    assert watch.skipped == 6
 
 
 SETTINGS = SamplingOptions((4, 2), 2.0, "linear", 1.0, 1e-4)
 
 
 def evaluate(model, folder, settings=SETTINGS, **more):
-    how = dict(num_images=8, batch_size=3, seed=0, autocast=nullcontext(), world=World(), progress_bar=False)
+    how = dict(num_images=8, batch_size=3, seed=0, world=World(), progress_bar=False)
     return engine.evaluate(model, folder, settings, **{**how, **more})
 
 
@@ -261,7 +242,7 @@ def test_evaluate_refuses_a_folder_of_other_weights_or_settings(tmp_path):
     assert manifest["settings"]["classes"] == [2, 1]
     refused = dict(
         seed=dict(seed=1), classes=dict(classes=[1, 2]), num_images=dict(num_images=4), guidance_scale=dict(settings=replace(SETTINGS, guidance_scale=3.0)),
-        precision=dict(autocast=torch.autocast("cpu", torch.bfloat16)),
+        precision=dict(settings=replace(SETTINGS, amp="bf16")),
     )  # fmt: skip
     for name, change in refused.items():
         with pytest.raises(UserError, match=f"was begun with {name} "):

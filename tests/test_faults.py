@@ -9,6 +9,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import time
 
@@ -190,9 +191,7 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_obeys_on_save_error(data, unin
     # status 2 even if training continued, because the last checkpoint was not written
     said = finish(start(data, tmp_path, "--on_save_error", choice, max_file_size=size // 2), status=2)
     step = STEPS if choice == "continue" else at + 1
-    error = (
-        f"the checkpoint of step {step} could not be written (File too large); what was there before is whole"
-    )
+    error = f"the checkpoint of step {step} could not be written (File too large); checkpoint-{at:08d}.pth is whole"
     assert said.splitlines()[-1].endswith(error)
     assert said.count("training goes on (--on_save_error continue)") == (
         STEPS - at if choice == "continue" else 0
@@ -213,6 +212,21 @@ def test_a_damaged_newest_checkpoint_costs_one_interval_and_no_bit(data, uninter
     assert f"{tmp_path}/checkpoint-last.pth: damaged, its SHA-256" in said
     assert f"resumed {tmp_path}/checkpoint-{at - 1:08d}.pth at step {at - 1}" in said
     assert_same_end(tmp_path, uninterrupted[1])
+
+
+def test_a_second_run_in_the_same_folder_is_refused_until_the_first_is_dead(data, tmp_path):
+    first = start(data, tmp_path)
+    wait_for_step(tmp_path, 1, first)
+    settings = (tmp_path / "settings.json").read_text()
+    for processes in (1, 2):
+        said = finish(start(data, tmp_path, "--lr=3e-3", "--seed=2", processes=processes), status=2)
+        who = f"--output_dir {tmp_path}: process {first.pids[0]} on {socket.gethostname()} is training there"
+        assert said.count(who) == processes
+    assert (tmp_path / "settings.json").read_text() == settings
+    os.kill(first.pids[0], signal.SIGKILL)
+    first.communicate()
+    assert "resumed" in finish(start(data, tmp_path))
+    assert steps_saved(tmp_path) == STEPS
 
 
 def test_a_folder_of_another_run_is_not_overwritten(data, tmp_path):

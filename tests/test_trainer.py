@@ -60,6 +60,71 @@ def test_stopped_after_any_step_a_run_ends_bit_for_bit_the_same(
     assert_same_end(tmp_path, whole[amp], STEPS)
 
 
+@pytest.fixture
+def diverged(data, tmp_path, monkeypatch):
+    """Trains for an epoch, and then with a rate or losses that are far too high. Returns the folder's path."""
+
+    def train(how: str):
+        run(data, tmp_path, f"{RUN} --amp off --epochs 1")
+        more = "--epochs 8 --save_every_steps 1 --max_bad_steps 5"
+        if how == "not finite":
+            more += " --lr 1e12 --warmup_epochs 0"
+        else:  # the losses of steps 7 and later
+            step, calls = engine_fractalgen.train_step, []
+
+            def inflated(*args):
+                calls.append(0)
+                loss, grad_norm = step(*args)
+                return loss * (100 if len(calls) > 2 else 1), grad_norm
+
+            monkeypatch.setattr(engine_fractalgen, "train_step", inflated)
+        with pytest.raises(SystemExit, match="2"):
+            run(data, tmp_path, f"{RUN} --amp off {more}")
+        monkeypatch.undo()
+        return tmp_path
+
+    return train
+
+
+@pytest.mark.parametrize(("how", "healthy"), [("not finite", 4), ("finite", 5)])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_run_that_diverged_goes_on_from_its_last_healthy_checkpoint(
+    data, diverged, capsys, how, healthy, named
+):
+    folder = diverged(how)
+    path = folder / f"checkpoint-{healthy:08d}.pth"
+    assert f"the last healthy checkpoint is {path}: --resume it with a lower --lr" in capsys.readouterr().err
+    assert sorted(folder.glob("checkpoint-0*.pth")) == [path, folder / f"checkpoint-{healthy + 1:08d}.pth"]
+    flags = f"{RUN} --amp off --lr 1e-4 --warmup_epochs 0 --save_every_steps 1"
+    paths = [
+        "--data_path",
+        str(data),
+        "--output_dir",
+        str(folder),
+        "--resume",
+        str(path if named else folder),
+    ]
+    main_fractalgen.main([*shlex.split(flags), *paths])
+    assert f"at step {healthy}: " in capsys.readouterr().out
+    assert steps_saved(folder) == STEPS
+    weights = torch.load(folder / "checkpoint-last.pth", weights_only=False)["model"]
+    assert max(weight.abs().max() for weight in weights.values()) < 10
+
+
+def test_a_run_that_goes_back_stays_on_its_new_way_when_it_is_stopped_again(
+    data, tmp_path, monkeypatch, capsys
+):
+    run(data, tmp_path, f"{RUN} --amp off --save_every_steps 4")
+    assert steps_saved(tmp_path) == STEPS
+    paths = ["--data_path", str(data), "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(Training, "epochs", lambda self: None)  # ended before the first step
+    main_fractalgen.main([*shlex.split(RUN), *paths, "--resume", str(tmp_path / "checkpoint-00000008.pth")])
+    monkeypatch.undo()
+    capsys.readouterr()
+    run(data, tmp_path, f"{RUN} --amp off")
+    assert f"resumed {tmp_path}/checkpoint-last.pth at step 8" in capsys.readouterr().out
+
+
 def test_another_number_of_threads_is_reported(data, tmp_path, monkeypatch, capsys):
     flags = f"{RUN} --amp off --epochs 1"
     run(data, tmp_path, flags, 3, monkeypatch)
@@ -105,7 +170,9 @@ def test_a_checkpoint_with_odd_training_state_is_one_line(data, tmp_path, capsys
     flags = f"{RUN} --amp off --epochs 1"
     run(data, tmp_path / "a", flags)
     content = torch.load(tmp_path / "a" / "checkpoint-last.pth", weights_only=False)
-    for number, odd in enumerate(({"optimizer": 3}, {"place": "x"}, {"random": [{"python": 1}]})):
+    for number, odd in enumerate(
+        ({"optimizer": 3}, {"place": "x"}, {"random": [{"python": 1}]}, {"losses": 3})
+    ):
         torch.save({**content, **odd}, tmp_path / f"{number}.pth")
         with pytest.raises(SystemExit, match="2"):
             main_fractalgen.main([*shlex.split(flags), "--data_path", str(data), "--output_dir", str(tmp_path / f"b{number}"),

@@ -3,17 +3,19 @@
 A checkpoint is a dict with the published keys `model, optimizer, epoch, scaler, args` and what resuming needs
 besides. A folder holds the newest few as checkpoint-<step>.pth, each with its SHA-256 in a file beside it,
 and checkpoint-last.pth, a hard link to the newest. It holds a complete one at any moment, even during a
-write.
+write. The newest is the one of the highest step, whatever the clocks of the machines say. A checkpoint is
+known to be healthy once the loss that was computed from it is normal; checkpoint-healthy.txt names the newest
+of these, and it is never removed.
 
 Loading cannot run code of the file: `weights_only=True` admits tensors, plain values and one class,
 `argparse.Namespace` (util/__init__.py). (torch before 2.10 has holes there: CVE-2025-32434, CVE-2026-24747.)
 """
 
+import errno
 import hashlib
 import os
 import pickle
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,63 +24,98 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from util.errors import UserError, one_line, reading
-from util.files import atomic_write, remove_stale, sha256, sidecar, verify, write_sidecar
+from util.files import HashingFile, atomic_write, check_archive, sha256, sidecar, verify, write_sidecar
 
 NAME = "checkpoint-last.pth"
 SAFETENSORS_NAME = "model.safetensors"  # the name on the Hugging Face hub
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # of weights
 NUMBERED = f"checkpoint-{8 * '[0-9]'}.pth"
+HEALTHY = "checkpoint-healthy.txt"
 
 
-class _HashingFile:
-    """A file to write to. It computes the SHA-256 of what is written and keeps the system's error."""
-
-    def __init__(self, file):
-        self.file, self.sha256, self.error = file, hashlib.sha256(), None
-
-    def write(self, data) -> int:
-        self.sha256.update(data)
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error  # torch raises an error of its own instead
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
+def numbered(folder: Path, step: int) -> Path:
+    """The file of the checkpoint of a step."""
+    return folder / f"checkpoint-{step:08d}.pth"
 
 
-def save(folder: Path, content: dict, keep_last: int = 2) -> None:
-    """Writes a checkpoint and keeps the `keep_last` newest of its folder.
+def list_numbered(folder: Path) -> list[Path]:
+    """The files that `save` wrote, that of the highest step first."""
+    return sorted((path for path in folder.glob(NUMBERED) if sidecar(path).exists()), reverse=True)
 
-    The file is checkpoint-<content["step"]>.pth, and checkpoint-last.pth becomes a link to it. Raises OSError
-    if the disk refuses it; the older checkpoints are then unchanged.
+
+def save(folder: Path, content: dict, keep_last: int = 2, healthy: Path | None = None) -> None:
+    """Writes the checkpoint of the step content["step"], and lets checkpoint-last.pth be a link to it.
+
+    Of the older ones of its folder it keeps `healthy`, the newest that is known to be so, and as many as make
+    `keep_last` with the new one. Those of later steps are removed: the run went back to before them. On a
+    full disk the older ones make room, the oldest first, but never `healthy` or, if that is None, the newest.
+    Raises OSError if the disk refuses the file all the same.
     """
-    path = folder / f"checkpoint-{content['step']:08d}.pth"
+    path = numbered(folder, content["step"])
+    while True:
+        try:
+            _write(path, content, healthy)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not _make_room(folder, healthy):
+                raise
+    files = list_numbered(folder)
+    older = [file for file in files if file.name < path.name]
+    kept = {path, healthy, *older[: max(1, keep_last) - 1]}
+    for file in files:
+        if file not in kept:
+            _remove(file)
+    make_last(path)
+
+
+def _write(path: Path, content: dict, healthy: Path | None) -> None:
+    if healthy is not None and healthy != find_healthy(path.parent):
+        with atomic_write(path.with_name(HEALTHY)) as temporary:
+            temporary.write_text(f"{healthy.name}\n")
     with atomic_write(path) as temporary:
         with open(temporary, "wb") as opened:
-            file = _HashingFile(opened)
+            file = HashingFile(opened)
             try:
                 torch.save(content, file)
             except RuntimeError as error:
                 raise file.error or error from None
         write_sidecar(path, file.sha256.hexdigest())
-    for old in [other for other in _numbered(folder) if other != path][max(1, keep_last) - 1 :]:
-        with suppress(OSError):
-            old.unlink()
-            sidecar(old).unlink(missing_ok=True)
-    with atomic_write(folder / NAME) as temporary:
+
+
+def _make_room(folder: Path, healthy: Path | None) -> bool:
+    """Removes the oldest checkpoint but `healthy` or, if that is None, the newest. False: there is none."""
+    files = list_numbered(folder)
+    kept = healthy if healthy in files else next(iter(files), None)
+    *_, oldest = [None, *(file for file in files if file != kept)]
+    if oldest is None:
+        return False
+    if oldest == files[0]:  # checkpoint-last.pth is a link to it
+        make_last(kept)
+    _remove(oldest)
+    return not oldest.exists()
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink()
+        sidecar(file).unlink(missing_ok=True)
+
+
+def make_last(path: Path) -> None:
+    """Lets checkpoint-last.pth be a link to `path`, so that the run continues from there."""
+    with atomic_write(path.with_name(NAME)) as temporary:
         try:
             os.link(path, temporary)
         except OSError:  # a file system without hard links
             shutil.copyfile(path, temporary)
 
 
-def clean(folder: Path) -> None:
-    """Removes the unfinished files of a run that was killed."""
-    remove_stale(folder)
-    for path in folder.glob(f"{NUMBERED}.sha256"):
-        if not path.with_suffix("").exists():
-            path.unlink(missing_ok=True)
+def find_healthy(folder: Path) -> Path | None:
+    """The newest checkpoint of the folder that is known to be healthy, if there is one."""
+    with suppress(OSError, UnicodeDecodeError):
+        path = folder / (folder / HEALTHY).read_text().strip()
+        return path if path in list_numbered(folder) else None
+    return None
 
 
 def locate(resume: str | Path) -> Path:
@@ -93,43 +130,6 @@ def locate(resume: str | Path) -> Path:
     return pretrained if pretrained.exists() and not (path / NAME).exists() else path / NAME
 
 
-def candidates(path: Path) -> list[Path]:
-    """The files to try, in order: `path` and, if it is a checkpoint-last.pth, the older ones beside it.
-
-    Empty if there is none, as at the beginning of a run.
-    """
-    if path.name != NAME:
-        return [path] if path.exists() else []
-    numbered = _numbered(path.parent)
-    if not path.exists():  # the run was killed before it linked its first checkpoint
-        return numbered
-    files = [path, *(file for file in numbered if not file.samefile(path))]
-    if len(files) > len(numbered):  # a file system without links: the copy may be older than the others
-        files.sort(key=lambda file: file.stat().st_mtime_ns, reverse=True)
-    return files
-
-
-def load_newest(path: Path, say: Callable[[str], None]) -> tuple[Path, dict]:
-    """Loads the first undamaged file of `candidates(path)`. Returns its path and its content.
-
-    `say` is called with a line on each damaged file. Raises UserError if all are damaged.
-    """
-    first = None
-    for candidate in candidates(path) or [path]:
-        try:
-            return candidate, load(candidate)
-        except UserError as error:
-            first = first or error
-            say(f"{error}; trying the one before")
-    raise first
-
-
-def _numbered(folder: Path) -> list[Path]:
-    """The files that `save` wrote, newest first."""
-    ours = [path for path in folder.glob(NUMBERED) if sidecar(path).exists()]
-    return sorted(ours, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
-
-
 def load(path: Path, *, mmap: bool = False) -> dict:
     """Loads a checkpoint to the host. Raises UserError if it is missing, damaged, hostile or no checkpoint.
 
@@ -142,6 +142,7 @@ def load(path: Path, *, mmap: bool = False) -> dict:
         return {"model": load_safetensors(path)}
     verify(path, *(path.parent.glob(f"{NUMBERED}.sha256") if path.name == NAME else ()))
     with reading(path, "cannot be read, it is damaged or cut short"):
+        check_archive(path)
         try:
             content = torch.load(path, map_location=lambda storage, _: storage, weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
@@ -166,7 +167,7 @@ def load_model(model: nn.Module, resume: str | Path, ema: bool) -> Path:
 
 
 def load_weights(model: nn.Module, weights: dict, path: Path) -> None:
-    """Copies `weights` into `model`; all names and shapes must agree.
+    """Copies `weights` into `model`; all names and shapes must agree, and all weights be of `DTYPES`.
 
     Otherwise raises UserError that lists the differences, and changes no weight. `path` is for the message.
     """
@@ -188,6 +189,11 @@ def load_weights(model: nn.Module, weights: dict, path: Path) -> None:
     ]
     if parts:
         raise UserError(f"{path}: weights of another model: {'; '.join(parts)}")
+    for name, value in weights.items():
+        if value.dtype not in DTYPES:  # copying a complex number would drop a half of it
+            raise UserError(
+                f"{path}: weight {name} is {value.dtype}; weights are floats of 16, 32 or 64 bits"
+            )
     model.load_state_dict(weights, strict=True)
 
 

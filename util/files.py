@@ -1,14 +1,17 @@
-"""Atomic writes, and SHA-256 files that tell whether a file is damaged."""
+"""Atomic writes, locks, and SHA-256 files that tell whether a file is damaged."""
 
+import errno
 import hashlib
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-from util.errors import UserError
+from util.errors import UserError, one_line
 
 
 @contextmanager
@@ -39,6 +42,51 @@ def writing(file: object, advice: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror or error}){advice}") from error
+
+
+def try_lock(path: Path, owner: dict) -> tuple[IO | None, dict]:
+    """Tries to lock the file `path` for this process. Returns the open file, or None if another one has it.
+
+    The second value is the `owner` that the process wrote which has the lock. It has the lock until it closes
+    the file or ends, in whatever way: a POSIX record lock belongs to one process, and its children do not
+    inherit it. The file stays behind and means nothing by itself. Two machines see each other's locks if the
+    file system passes them on, as NFS and Lustre (mounted with "flock") do. Raises OSError where it has none.
+    """
+    import fcntl  # Windows does not have it
+
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        with file:
+            file.seek(0)
+            with suppress(ValueError):
+                found = json.loads(file.read())
+                return None, found if isinstance(found, dict) else {}
+            return None, {}
+    except OSError:
+        file.close()
+        raise
+    with suppress(OSError):  # a full disk
+        file.truncate(0)
+        file.write(json.dumps(owner))
+        file.flush()
+        os.fsync(file.fileno())
+    return file, owner
+
+
+def check_writable(path: Path, what: str) -> None:
+    """Raises UserError, which calls the file `what`, if it cannot be written; makes its folder if need be.
+
+    Programs call this before the work whose result they shall write.
+    """
+    with writing(what):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        probe = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # the name that `atomic_write` uses
+        probe.touch()
+        probe.unlink()
 
 
 def remove_stale(folder: Path) -> None:
@@ -88,6 +136,43 @@ def verify(path: Path, *others: Path) -> None:
     texts = [file.read_text(errors="replace") for file in (sidecar(path), *others) if file.exists()]
     if texts and sha256(path) not in " ".join(texts).split():
         raise UserError(f"{path}: damaged, its SHA-256 is in none of the .sha256 files beside it")
+
+
+class HashingFile:
+    """A file to write to. It computes the SHA-256 of what is written and keeps the system's error."""
+
+    def __init__(self, file):
+        self.file, self.sha256, self.error = file, hashlib.sha256(), None
+
+    def write(self, data) -> int:
+        self.sha256.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error  # torch raises an error of its own instead
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def check_archive(path: Path) -> None:
+    """Raises UserError for a zip file that torch.save cannot have written, because it could fill the memory.
+
+    torch.save compresses nothing, and its members lie one after the other from the beginning of the file. A
+    compressed or overlapping member may be a thousand times as large as the file. Files of other formats
+    pass.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    compressed = [member for member in members if member.compress_type != zipfile.ZIP_STORED]
+    total, size = sum(member.file_size for member in members), path.stat().st_size
+    begin = min((member.header_offset for member in members), default=0)
+    if compressed or total > size or begin:
+        name = f"a compressed member, {one_line(compressed[0].filename)}" if compressed else "odd members"
+        raise UserError(f"refused, it has {name}, which torch.save never writes; save the weights again")
 
 
 def _to_disk(path: Path) -> None:

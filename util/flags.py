@@ -4,6 +4,7 @@ import argparse
 import math
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -63,7 +64,7 @@ def get_args_parser(
         add(name, action="store_true", help=help)
 
     add = parser.add_argument_group("run").add_argument
-    add("--output_dir", default="./output_dir", help="folder for checkpoints, logs and images")
+    add("--output_dir", default="./output_dir", help="folder for checkpoints, logs and images; '' for none")
     add(
         "--resume",
         default="",
@@ -72,7 +73,7 @@ def get_args_parser(
     number("--start_epoch", 0, "used if no checkpoint sets it")
     number("--seed", 0)
     add("--device", help="default: the accelerator that torch finds, otherwise cpu")
-    add("--amp", choices=("bf16", "fp16", "off"), help="mixed precision; default: bf16 if the device has it")
+    add("--amp", choices=("bf16", "fp16", "off"), help="mixed precision; default: bf16 where that is faster")
     switch("--compile", "torch.compile the transformer blocks and the sampler")
     switch("--dry_run", "print settings, cost and memory, and exit")
 
@@ -175,11 +176,13 @@ def get_args_parser(
     return parser
 
 
+FINITE = sys.float_info.max
 RANGES = {
     "batch_size accum_iter epochs save_last_freq eval_freq nll_bsz nll_forward_number": (1, math.inf),
     "num_images gen_bsz chunk feature_cache_interval save_every_steps keep_last": (1, math.inf),
-    "class_num max_bad_steps start_epoch num_workers warmup_epochs": (0, math.inf),
-    "lr blr min_lr weight_decay r_weight": (0, math.inf),
+    "max_bad_steps start_epoch num_workers": (0, math.inf),
+    "class_num": (0, 10**6),  # whose embeddings alone take 4 GB in the largest models
+    "warmup_epochs lr blr min_lr weight_decay r_weight": (0, FINITE),
     "grad_clip": (1e-6, math.inf),
     "attn_dropout proj_dropout label_drop_prob ema_decay": (0, 1),
     "seed": (0, 2**31),  # NumPy's and torch's generators both take these, and a few more for the processes
@@ -191,8 +194,28 @@ def check_ranges(args: argparse.Namespace) -> None:
     for names, (low, high) in RANGES.items():
         for name in names.split():
             if (value := getattr(args, name)) is not None and not low <= value <= high:
-                bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-                raise UserError(f"--{name} {value} must be {bounds}")
+                named = {math.inf: f"at least {low}", FINITE: f"at least {low} and finite"}
+                raise UserError(f"--{name} {value} must be {named.get(high, f'from {low} to {high}')}")
+
+
+def check_classes(args: argparse.Namespace) -> None:
+    """Raises UserError for labels that the model does not have, and where images of none can be written."""
+    if args.class_num == 0 and args.nll_labels:
+        raise UserError("--nll_labels needs classes; with --class_num 0 leave it out")
+    for label in args.class_labels or ():
+        if not 0 <= label < args.class_num:
+            classes = f"the --class_num {args.class_num} classes, which count from 0"
+            raise UserError(f"--class_labels: {label} is none of {classes}")
+    count = len(args.class_labels or ()) or args.class_num or 1
+    if (args.evaluate_gen or args.online_eval or args.sweep) and args.num_images % count:
+        flag = f"{'the number of --class_labels' if args.class_labels else '--class_num'} {count}"
+        raise UserError(
+            f"--num_images {args.num_images} must be a multiple of {flag}: the same for each class"
+        )
+    if not args.output_dir and (args.evaluate_gen or args.online_eval or args.sweep):
+        raise UserError(
+            "--output_dir '' saves nothing: --evaluate_gen, --online_eval and --sweep need a folder"
+        )
 
 
 def from_flags(cls: type[T], args: argparse.Namespace, **others) -> T:
@@ -210,15 +233,6 @@ def provenance(args: argparse.Namespace) -> dict:
         commit = "unknown"
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     return {"settings": vars(args), "versions": versions, "commit": commit}
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the hardware computes in bfloat16, without emulation."""
-    module = torch.get_device_module(device)
-    if hasattr(module, "is_bf16_supported"):
-        return module.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(module, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def make_writable(output_dir: str) -> Path:

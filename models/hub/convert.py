@@ -15,6 +15,7 @@ from models.likelihood.bits import evaluation_terms
 from models.noise import Noise
 from util import checkpoint
 from util.errors import UserError, reading
+from util.files import check_writable
 from util.flags import Parser
 from util.pixels import normalize
 
@@ -40,6 +41,7 @@ def convert(
     r_weight) in the config are the constructor's defaults. Raises UserError unless the written weights are
     read back with the same bits and give the same outputs.
     """
+    check_writable(folder / checkpoint.SAFETENSORS_NAME if folder.is_dir() else folder, str(folder))
     key = "model_ema" if ema else "model"
     if not (tensors := checkpoint.load(source).get(key)):
         raise UserError(f"{source}: holds no weights {key!r}")

@@ -7,12 +7,16 @@ unknown settings, and its config silently leaves out arguments that are not plai
 
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME
+from safetensors import SafetensorError, safe_open
+from torch.overrides import TorchFunctionMode
 
 from models.sampling.options import SamplingOptions
 from util import checkpoint
@@ -124,18 +128,23 @@ class Pretrained(
                       differ from the config's: dropouts, r_weight, …
 
         Strict. Raises UserError (a ValueError) where config or weights are missing, damaged or of another
-        model.
+        model. A config that describes a larger model than its file of weights holds takes no memory.
         """
         hub = {name: arguments.pop(name) for name in HUB_ARGUMENTS if name in arguments}
         config_path = _file(pretrained_model_name_or_path, CONFIG_NAME, hub)
         path = _file(pretrained_model_name_or_path, checkpoint.SAFETENSORS_NAME, hub)
         with torch.device(torch.get_default_device() if map_location is None else map_location):
-            model = cls._of_config(config_path, arguments)
+            model = cls._of_config(config_path, arguments, _header(path))
         checkpoint.load_weights(model, checkpoint.load_safetensors(path), path)
         return model.eval()
 
     @classmethod
-    def _of_config(cls, path: Path, arguments: Mapping):
+    def _of_config(cls, path: Path, arguments: Mapping, shapes: Mapping[str, Sequence[int]] | None = None):
+        """Builds the model that the config `path` describes, with random weights.
+
+        arguments  of the constructor, in place of the config's
+        shapes     of the weights that it will get: with them no larger model takes memory; None: any size
+        """
         with reading(path, "damaged"):
             config = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(config, dict):
@@ -146,8 +155,11 @@ class Pretrained(
             raise UserError(
                 f"{path}: the config of another model, with {', '.join(unknown[:3])}, unknown to FractalGen"
             )
-        with reading(path, "describes no model"):
-            model = cls(**{**config, **arguments})
+        with reading(path, "describes no model"), ExitStack() as limits:
+            settings = {**config, **arguments}
+            if shapes is not None:
+                limits.enter_context(_SizeLimit(settings, shapes))
+            model = cls(**settings)
             model.class_names = names
             if defaults is not None:
                 if unknown := set(defaults) - set(SAVED_OPTIONS):
@@ -156,6 +168,41 @@ class Pretrained(
                 model.sampling_defaults = SamplingOptions(**{**defaults, "num_inference_steps": steps})
                 model.sampling_defaults.guidance(len(model.generators))  # checks them
         return model
+
+
+class _SizeLimit(TorchFunctionMode):
+    """Within this context, building a model that is larger than its file of weights raises ValueError.
+
+    settings  of the model; shapes: of the weights in the file
+    """
+
+    def __init__(self, settings: Mapping, shapes: Mapping[str, Sequence[int]]):
+        super().__init__()
+        self.size = self.left = sum(map(math.prod, shapes.values()))
+        # Blocks take time, and conditions a list; a block has several weights.
+        limits = {"num_blocks_list": len(shapes), "num_conds": self.size}
+        for name, limit in limits.items():
+            value = settings.get(name, 0)
+            if not (sum(value) if isinstance(value, Sequence) else value) <= limit:
+                raise ValueError(f"{name} {value} is too large for a file of {len(shapes)} weights")
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.empty:  # which makes every weight
+            size = args or (kwargs["size"],)
+            self.left -= math.prod(size[0] if isinstance(size[0], Sequence) else size)
+            if self.left < 0:
+                raise ValueError(f"it has more than the {self.size:,} numbers in the file of its weights")
+        return function(*args, **(kwargs or {}))
+
+
+def _header(path: Path) -> dict[str, Sequence[int]]:
+    """Reads the shapes of the weights from the header of a safetensors file, or raises UserError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        checkpoint.load_safetensors(path)  # it says what is wrong with the file
+        raise
 
 
 def _file(where: str | Path, name: str, hub: dict) -> Path:

@@ -1,4 +1,5 @@
 import argparse
+import errno
 import io
 import os
 import pickle
@@ -8,12 +9,14 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import hostile
 import pytest
 import torch
 
 from conftest import tiny_model
 from util import checkpoint
 from util.errors import UserError
+from util.run.folder import clean, load_newest
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,15 +68,71 @@ def test_only_what_we_wrote_is_cleared_away_and_never_the_newest(tmp_path):
         os.utime(tmp_path / f"checkpoint-{step:08d}.pth", times=(2**32, 2**32))
     assert {*foreign, "checkpoint-00000002.pth", "checkpoint-last.pth"} <= set(names(tmp_path))
     assert not (tmp_path / "checkpoint-00000001.pth").exists()
-    assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 2
+    assert load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 2
     checkpoint.save(tmp_path, content(3), keep_last=2)
-    assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 3
+    assert load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 3
+
+
+def steps(folder) -> list[int]:
+    return sorted(int(path.stem[-8:]) for path in folder.glob("checkpoint-0*.pth"))
+
+
+def test_the_newest_is_that_of_the_highest_step_whatever_the_clocks_say(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, content(step), keep_last=2)
+        os.utime(checkpoint.numbered(tmp_path, step), times=(2**32 - step, 2**32 - step))
+    assert steps(tmp_path) == [2, 3]
+    (tmp_path / checkpoint.NAME).unlink()
+    assert load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 3
+
+
+def test_the_healthy_one_is_kept_and_a_run_that_went_back_removes_what_came_after(tmp_path):
+    for step in (1, 2, 3, 4, 5):
+        healthy = checkpoint.numbered(tmp_path, 1) if step > 1 else None
+        checkpoint.save(tmp_path, content(step), keep_last=2, healthy=healthy)
+    assert steps(tmp_path) == [1, 4, 5]
+    assert checkpoint.find_healthy(tmp_path) == checkpoint.numbered(tmp_path, 1)
+    checkpoint.make_last(checkpoint.numbered(tmp_path, 1))
+    assert load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 1
+    checkpoint.save(tmp_path, content(2), keep_last=2, healthy=checkpoint.numbered(tmp_path, 1))
+    assert steps(tmp_path) == [1, 2]
+    (tmp_path / checkpoint.HEALTHY).write_bytes(b"\xff../../etc/passwd\n")
+    assert checkpoint.find_healthy(tmp_path) is None
+
+
+@pytest.mark.parametrize("healthy", [None, 1])
+def test_on_a_full_disk_the_older_checkpoint_makes_room(tmp_path, monkeypatch, healthy):
+    """The disk has room for two and a half."""
+    checkpoint.save(tmp_path, content(1))
+    size, write = (tmp_path / checkpoint.NAME).stat().st_size, checkpoint.HashingFile.write
+
+    def refuse(self, data):
+        self.file.flush()
+        files = {path.stat().st_ino: path.stat().st_size for path in tmp_path.glob("checkpoint-*")}
+        if sum(files.values()) + len(data) > 2.5 * size:
+            kept = checkpoint.load(checkpoint.numbered(tmp_path, healthy or steps(tmp_path)[-1]))
+            assert checkpoint.load(tmp_path / checkpoint.NAME)["step"] >= kept["step"], "one is always whole"
+            self.error = OSError(errno.ENOSPC, "No space left on device")
+            raise self.error
+        return write(self, data)
+
+    monkeypatch.setattr(checkpoint.HashingFile, "write", refuse)
+    known = checkpoint.numbered(tmp_path, healthy) if healthy else None
+    for step in (2, 3, 4):
+        checkpoint.save(tmp_path, content(step), healthy=known)
+    assert steps(tmp_path) == [healthy or 3, 4]
+    assert checkpoint.load(tmp_path / checkpoint.NAME)["step"] == 4
+    size = 0  # no room at all
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path, content(5), healthy=known)
+    assert steps(tmp_path) == [healthy or 4]
+    assert checkpoint.load(tmp_path / checkpoint.NAME)["step"] == (healthy or 4)
 
 
 def test_a_file_system_without_links(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(PermissionError))
     checkpoint.save(tmp_path, content(1))
-    assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 1
+    assert load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 1
     monkeypatch.setattr(
         "shutil.copyfile", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
@@ -81,13 +140,13 @@ def test_a_file_system_without_links(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space left"):
             checkpoint.save(tmp_path, content(step))
     assert len(list(tmp_path.glob("checkpoint-0*.pth"))) == 2
-    assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 4
+    assert load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 4
 
 
 def test_killed_before_the_first_checkpoint_is_linked(tmp_path):
     checkpoint.save(tmp_path, content(1))
     (tmp_path / checkpoint.NAME).unlink()
-    assert checkpoint.load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 1
+    assert load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 1
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
@@ -143,17 +202,17 @@ def test_if_the_newest_file_is_damaged_the_one_before_is_loaded_and_both_are_nam
     newest = tmp_path / "checkpoint-00000003.pth"
     newest.write_bytes(newest.read_bytes()[:-1])
     said = []
-    path, loaded = checkpoint.load_newest(tmp_path / checkpoint.NAME, said.append)
+    path, loaded = load_newest(tmp_path / checkpoint.NAME, said.append)
     assert (path.name, loaded["step"]) == ("checkpoint-00000002.pth", 2)
     assert [line.split(": damaged")[0] for line in said] == [str(tmp_path / checkpoint.NAME)]
     path.write_bytes(b"")
     (tmp_path / "checkpoint-00000001.pth").unlink()
     with pytest.raises(UserError, match=r"checkpoint-last.pth: damaged"):
-        checkpoint.load_newest(tmp_path / checkpoint.NAME, said.append)
+        load_newest(tmp_path / checkpoint.NAME, said.append)
     with pytest.raises(
         UserError, match=r"checkpoint-00000003.pth: damaged"
     ):  # a file that was asked for by its name is not replaced by another
-        checkpoint.load_newest(newest, said.append)
+        load_newest(newest, said.append)
 
 
 def test_what_a_killed_run_left_is_tidied_up(tmp_path):
@@ -162,7 +221,7 @@ def test_what_a_killed_run_left_is_tidied_up(tmp_path):
     for name in ("checkpoint-00000009.pth.123.tmp", "checkpoint-00000009.pth.sha256", "settings.json.5.tmp"):
         (tmp_path / name).write_text("half")
     (tmp_path / "mine.tmp").touch()
-    checkpoint.clean(tmp_path)
+    clean(tmp_path)
     assert names(tmp_path) == sorted([*before, "mine.tmp"])
 
 
@@ -227,3 +286,30 @@ def test_weights_of_another_model_are_described_and_nothing_is_loaded(tmp_path):
     ):
         checkpoint.load_weights(model, tiny_model("mar", class_num=7).state_dict(), tmp_path / "x.pth")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [("compressed", "a compressed member, "), ("overlapping", "odd members")]
+)
+def test_archives_that_would_fill_the_memory_are_refused(kind, what, tmp_path):
+    hostile.ODD[f"{kind} members"](tmp_path / "a.pth", tmp_path)
+    with pytest.raises(UserError, match=rf"a.pth: refused, it has {what}.*which torch.save never writes"):
+        checkpoint.load(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int8, torch.bool, torch.int64])
+def test_weights_that_are_no_floats_are_refused_by_name(dtype, tmp_path):
+    model = tiny_model()
+    weights = {**model.state_dict(), "fake_latent": model.fake_latent.detach().to(dtype)}
+    with pytest.raises(
+        UserError, match=f"weight fake_latent is {dtype}; weights are floats of 16, 32 or 64 bits"
+    ):
+        checkpoint.load_weights(model, weights, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_in_other_floats_are_taken(dtype, tmp_path):
+    model, other = tiny_model("ar"), tiny_model("ar").to(dtype)
+    checkpoint.save(tmp_path, {**content(), "model": other.state_dict()})
+    checkpoint.load_model(model, tmp_path, ema=False)
+    assert torch.equal(model.fake_latent, other.fake_latent.float())

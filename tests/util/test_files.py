@@ -1,10 +1,11 @@
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
 from util.errors import UserError
-from util.files import atomic_write, sha256, write_json
+from util.files import atomic_write, check_writable, sha256, write_json
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -32,3 +33,15 @@ def test_json_is_written_or_the_error_names_the_file(tmp_path):
         UserError, match=r"nowhere/scores.json: cannot be written \(No such file or directory\)"
     ):
         write_json(tmp_path / "nowhere" / "scores.json", {})
+
+
+def test_an_output_that_cannot_be_written_is_named_and_a_probe_leaves_nothing(tmp_path):
+    check_writable(tmp_path / "new" / "a.png", "-o a.png")
+    assert list((tmp_path / "new").iterdir()) == []
+    for path, reason in (
+        ("/proc/nowhere/a.png", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / f"{'x' * 300}.png", "File name too long"),
+    ):
+        with pytest.raises(UserError, match=rf"^-o out: cannot be written \({reason}\)"):
+            check_writable(Path(path), "-o out")

@@ -78,17 +78,6 @@ def test_provenance_is_json():
     assert report["commit"]
 
 
-def test_bfloat16_is_asked_of_the_device(monkeypatch):
-    device = torch.device("cpu")
-    for capabilities, expected in (
-        ({"amx_bf16": True}, True),
-        ({"avx512_bf16": True}, True),
-        ({"avx2": True}, False),
-    ):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
-        assert flags.has_bf16(device) is expected
-
-
 def test_a_folder_that_cannot_be_written(tmp_path):
     assert flags.make_writable(tmp_path / "new" / "folder").is_dir()
     (tmp_path / "file").touch()

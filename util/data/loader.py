@@ -21,7 +21,7 @@ from util.data.packed import Packed, is_pack
 from util.data.source import Source
 from util.dist import World
 from util.errors import UserError
-from util.signals import ignore_in_worker
+from util.run.signals import ignore_in_worker
 
 MAX_BAD_IN_A_ROW = (
     100  # this many bad images in a row mean that the disk is gone, not that the images are bad

@@ -10,6 +10,7 @@ there.
 import argparse
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,9 +22,9 @@ from util.data.packed import IMAGES, LABELS, MANIFEST, NAMES, PROGRESS
 from util.data.source import Source
 from util.dist import World
 from util.errors import UserError
-from util.files import remove_stale, write_json, writing
+from util.files import check_writable, remove_stale, write_json, writing
 from util.flags import Parser
-from util.meters import printable
+from util.run.meters import printable
 
 BATCH = 256  # images between two updates of progress.json
 
@@ -57,6 +58,21 @@ def pack(source: Source, folder: Path, size: int, num_workers: int) -> dict[int,
             write_json(folder / MANIFEST, {**settings, "bad": progress["bad"]})
         (folder / PROGRESS).unlink(missing_ok=True)
         return progress["bad"]
+
+
+def check_space(folder: Path, images: int, size: int) -> None:
+    """Makes `folder`. Raises UserError if so many images of `size` x `size` pixels do not fit on its disk.
+
+    What an earlier run has packed counts as free.
+    """
+    check_writable(folder / MANIFEST, str(folder))
+    packed = sum(path.stat().st_size for path in folder.glob(f"*/{IMAGES}"))
+    needed, free = images * 3 * size * size, shutil.disk_usage(folder).free + packed
+    if needed > free:
+        raise UserError(
+            f"--img_size {size}: {images} images need {needed / 2**30:,.1f} GiB, "
+            f"{folder} has {free / 2**30:,.1f}; give a smaller size or another folder"
+        )
 
 
 def begin(folder: Path, source: Source, settings: dict) -> dict:
@@ -140,7 +156,9 @@ def main(argv: list[str] | None = None) -> int:
     with parser.one_line_errors():
         if not packing:
             return check(args.data, args.splits, args.num_workers)
-        for split, source in [(split, open_split(args.data, split)) for split in args.splits]:
+        sources = [(split, open_split(args.data, split)) for split in args.splits]
+        check_space(args.out, sum(len(source) for _, source in sources), args.img_size)
+        for split, source in sources:
             bad = pack(source, args.out / split, args.img_size, args.num_workers)
             print(f"{args.out / split}: {len(source)} images of {args.img_size} px, {len(bad)} of them bad")
     return 0

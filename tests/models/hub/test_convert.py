@@ -108,6 +108,7 @@ def test_bad_input_is_one_line(published, tmp_path, capsys):
     torch.save({"model": model.state_dict()}, path)
     assert "its outputs are not finite" in refused(capsys, path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    assert "/proc/x: cannot be written (No such file or directory)" in refused(capsys, path, "/proc/x")
 
 
 @pytest.mark.filterwarnings("ignore:.*pickle protocol")

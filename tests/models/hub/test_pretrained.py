@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import resource
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -140,6 +141,37 @@ def test_a_config_that_is_no_good_is_named_in_one_line(kind, saved):
         FractalGen.from_pretrained(saved)
     assert str(error.value).startswith(f"{saved / 'config.json'}: ")
     assert str(error.value).isprintable()
+
+
+HUGE = {
+    "num_blocks_list": ([10**9, 1, 1], [1, 1, 10**9], [float("inf"), 1, 1]),
+    "embed_dim_list": ([2**35, 16, 16], [32, 2**62, 16], [32, 16, 2**40]),
+    "img_size_list": ([2**20, 2, 1], [2**40, 2**39, 1]),
+    "class_num": (10**12, 10**30),
+    "num_conds": (10**9,),
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field in HUGE for value in HUGE[field]])
+def test_a_config_that_asks_for_more_than_its_weights_hold_takes_no_memory(field, value, kind, tmp_path):
+    tiny_model(kind).save_pretrained(tmp_path)
+    edit(tmp_path, **{field: value})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"config.json: describes no model \("):
+        FractalGen.from_pretrained(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**15  # KiB
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_weights_that_are_no_floats_are_refused_by_name(dtype, saved):
+    weights = checkpoint.load_safetensors(saved / checkpoint.SAFETENSORS_NAME)
+    checkpoint.save_safetensors(
+        saved / checkpoint.SAFETENSORS_NAME, {**weights, "fake_latent": weights["fake_latent"].to(dtype)}
+    )
+    with pytest.raises(
+        UserError, match=rf"model.safetensors: weight fake_latent is {dtype}; weights are floats"
+    ):
+        FractalGen.from_pretrained(saved)
 
 
 def test_weights_that_are_no_good_are_named(saved):

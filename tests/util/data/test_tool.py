@@ -138,6 +138,11 @@ def test_a_pack_of_other_images_is_not_written_over(folder, tmp_path, capsys):
     [
         (["pack", "x", "y"], "pack needs DATA OUT --img_size"),
         (["check", "x", "--img_size", "8"], "check takes DATA alone"),
+        (["pack", "FILES", "NEW", "--img_size", "99999999"], "--img_size 99999999: 64 images need 1,788,"),
+        (
+            ["pack", "FILES", "/proc/x", "--img_size", "8"],
+            "/proc/x: cannot be written (No such file or directory)",
+        ),
         (["pack", "x", "y", "--img_size", "0"], "--img_size at least 1"),
         (["pack", "/nowhere", "y", "--img_size", "8"], "/nowhere/train: no such folder"),
         (
@@ -148,7 +153,9 @@ def test_a_pack_of_other_images_is_not_written_over(folder, tmp_path, capsys):
 )
 def test_bad_commands_are_one_line_and_status_2(words, message, folder, capsys):
     with pytest.raises(SystemExit) as stop:
-        dataset_tool.main([str(folder) if word == "FILES" else word for word in words])
+        dataset_tool.main(
+            [{"FILES": str(folder), "NEW": str(folder / "new")}.get(word, word) for word in words]
+        )
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert message in error

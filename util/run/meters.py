@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
+import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -23,23 +26,44 @@ def printable(line: str) -> str:
     return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
-class RunLog(AbstractContextManager):
-    """The log of one run in `folder`. Its calls do nothing unless `enabled`, as on the first process.
+class EventFile:
+    """A file of events for TensorBoard, written at once and by no thread, so that errors reach the caller."""
 
-    Each record is a JSON line in log.txt; numbers and images also go to TensorBoard. A terminal shows a bar
-    with loss and remaining time, and without a terminal the records are printed as lines. If the disk is
-    full, training continues without figures.
+    def __init__(self, folder: Path):
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        # What the disk refuses stays in the buffer, and a later flush goes on with it.
+        self.file = (folder / name).open("ab", buffering=2**20)
+        self.records = RecordWriter(self.file)
+        self.add(file_version="brain.Event:2")
+
+    def add(self, **content) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self.records.write(Event(wall_time=time.time(), **content).SerializeToString())
+        self.file.flush()
+
+
+class RunLog(AbstractContextManager):
+    """The log of one run in `folder`, which may be None: then it prints, but writes nothing.
+
+    Its calls do nothing unless `enabled`, as on the first process. Each record is a JSON line in log.txt;
+    numbers and images also go to TensorBoard. A terminal shows a bar with loss and remaining time, and
+    without a terminal the records are printed as lines. If the disk is full, training continues: one line
+    says so, and what is missing is written as soon as there is room.
     """
 
-    def __init__(self, folder: Path, enabled: bool):
-        self.folder, self.enabled, self.writer, self.bar = folder, enabled, None, None
+    def __init__(self, folder: Path | None, enabled: bool):
+        self.folder, self.enabled, self.bar = folder, enabled, None
+        self.file = self.events = None
+        self.has_failed = False
         if enabled:
-            from torch.utils.tensorboard import SummaryWriter
-
-            with self.tolerate_write_errors():
-                self.writer = SummaryWriter(str(folder))
-            self.file = (folder / "log.txt").open("a", encoding="utf-8", buffering=1)
             self.terminal = sys.stderr.isatty()
+            with self.tolerate_write_errors():
+                if folder is not None:
+                    self.file = (folder / "log.txt").open("a", encoding="utf-8", buffering=1)
+                    self.events = EventFile(folder)
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, first: int) -> None:
         """Begins an epoch of `steps` at step `first`. The bar and its remaining time cover all epochs."""
@@ -57,10 +81,13 @@ class RunLog(AbstractContextManager):
         """Writes figures of a global step by name. A slash in a name makes a group in TensorBoard."""
         if not self.enabled:
             return
-        with self.tolerate_write_errors():
-            self.file.write(json.dumps({"step": step, **values}) + "\n")
-            for name, value in values.items() if self.writer else ():
-                self.writer.add_scalar(name, value, step)
+        self.write({"step": step, **values})
+        if self.events is not None:
+            from torch.utils.tensorboard import summary
+
+            with self.tolerate_write_errors():
+                for name, value in values.items():
+                    self.events.add(step=step, summary=summary.scalar(name, value))
         shown = {name.removeprefix("train/"): f"{values[name]:.4g}" for name in ON_BAR if name in values}
         if self.bar is not None and shown:
             self.bar.set_postfix(shown)
@@ -69,31 +96,41 @@ class RunLog(AbstractContextManager):
 
     def has(self, step: int, name: str) -> bool:
         """Whether log.txt has a record of that step with that name."""
-        if not self.enabled:
+        if self.file is None:
             return False
         lines = (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
         return any(line.startswith(f'{{"step": {step}, ') and f'"{name}"' in line for line in lines)
 
     def image(self, step: int, name: str, image) -> None:
         """Writes an RGB Pillow image to TensorBoard and to <name>-<step>.png."""
-        if self.enabled:
+        if self.enabled and self.folder is not None:
+            from torch.utils.tensorboard import summary
+
             with self.tolerate_write_errors():
-                if self.writer:
-                    self.writer.add_image(name, np.asarray(image), step, dataformats="HWC")
                 image.save(self.folder / f"{name}-{step:07d}.png")
+                if self.events is not None:
+                    shown = summary.image(name, np.asarray(image), dataformats="HWC")
+                    self.events.add(step=step, summary=shown)
 
     @contextmanager
     def tolerate_write_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            self.say(f"{self.folder}: figures could not be written ({error.strerror or error})")
+            if not self.has_failed:
+                self.say(f"{self.folder}: figures could not be written ({error.strerror or error})")
+            self.has_failed = True
+
+    def write(self, entry: dict) -> None:
+        """Writes an entry as a line of log.txt."""
+        if self.file is not None:
+            with self.tolerate_write_errors():
+                self.file.write(json.dumps(entry) + "\n")
 
     def note(self, line: str) -> None:
         """Prints a line and keeps it in log.txt."""
         if self.enabled:
-            with self.tolerate_write_errors():
-                self.file.write(json.dumps({"note": line}) + "\n")
+            self.write({"note": line})
             self.say(line)
 
     def say(self, line: str) -> None:
@@ -106,13 +143,12 @@ class RunLog(AbstractContextManager):
         self.close()
 
     def close(self) -> None:
-        if self.enabled:
-            if self.bar is not None:
-                self.bar.close()
-            with self.tolerate_write_errors():
-                self.file.close()
-                if self.writer:
-                    self.writer.close()
+        if self.bar is not None:
+            self.bar.close()
+        for file in (self.file, self.events and self.events.file):
+            if file is not None:
+                with self.tolerate_write_errors():
+                    file.close()
 
 
 class Window:
@@ -133,32 +169,6 @@ class Window:
         count, *sums = dist.mean(self.sum).tolist()  # sync
         means = (total / count if count else math.nan for total in sums)
         return dict(zip(self.names, means, strict=True))
-
-
-class BadSteps:
-    """Counts, on the device, the steps that were skipped because their gradient was not finite."""
-
-    def __init__(self, device: torch.device):
-        # all such steps; those in a row up to now; the longest row; the step with which the longest row began
-        zeros = torch.zeros(4, dtype=torch.int64, device=device)
-        self.total, self.row, self.most, self.where = zeros.unbind()
-
-    def note(self, grad_norm: Tensor, step: int) -> None:
-        bad = ~grad_norm.isfinite()
-        self.total = self.total + bad
-        self.row = (self.row + 1) * bad
-        self.where = torch.where(self.row > self.most, step + 1 - self.row, self.where)
-        self.most = torch.maximum(self.most, self.row)
-
-    def skipped(self) -> int:
-        return int(self.total)
-
-    def most_in_a_row(self) -> int:
-        return int(self.most)
-
-    def first(self) -> int:
-        """The step with which the longest row began."""
-        return int(self.where)
 
 
 class PeakMemory:

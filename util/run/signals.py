@@ -86,8 +86,11 @@ class Interrupt:
 def end_workers() -> None:
     """Kills data workers that are left when the process ends.
 
-    multiprocessing would send them SIGTERM, which they ignore, and wait forever.
+    multiprocessing would send them SIGTERM, which they ignore, and wait forever. torch would raise an error
+    when they end, wherever the exit of the process then is.
     """
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

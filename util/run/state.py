@@ -1,8 +1,9 @@
-"""Saving the state of a run, and continuing from it."""
+"""The state of a run: saving it, and continuing from it."""
 
-import json
 import random
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,37 +12,11 @@ from torch import nn
 
 from util import checkpoint, dist
 from util.dist import World
-from util.errors import UserError, reading
-
-SETTINGS = "settings.json"
-
-
-def began_here(folder: Path) -> bool:
-    """Whether the run in `folder` was begun by this very job, before torchrun restarted its processes."""
-    try:
-        return json.loads((folder / SETTINGS).read_text())["job"] == dist.job()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def find_origin(resume: str, folder: Path) -> Path | None:
-    """The checkpoint from which a run in `folder` continues: `resume`'s, or after a restart its own.
-
-    None where there is none yet. Raises UserError where the folder holds checkpoints of another run.
-    """
-    own, path = folder / checkpoint.NAME, checkpoint.locate(resume) if resume else None
-    found = checkpoint.candidates(own)
-    if dist.restarts() and found and began_here(folder):
-        newest = max(file.stat().st_mtime_ns for file in found)
-        if newest >= (folder / SETTINGS).stat().st_mtime_ns:  # written since the run began
-            return own
-    same_folder = path is not None and path.parent.resolve() == folder.resolve()
-    if found and not same_folder:
-        raise UserError(
-            f"--output_dir {folder} holds the checkpoints of another run; give --resume {folder} to go on "
-            "with it, or another --output_dir"
-        )
-    return None if same_folder and path.name == own.name and not found else path
+from util.errors import reading
+from util.files import write_json
+from util.flags import provenance
+from util.run.folder import SETTINGS, began_here, clean, find_origin, load_newest
+from util.run.watch import LossWatch
 
 
 def random_state(device: torch.device) -> dict:
@@ -78,6 +53,7 @@ class RunState:
     steps         in an epoch; images: in a step of all processes together
     bits          what, besides weights and random numbers, the bits of the run depend on, by name
     saved_step    the step of the last checkpoint; resumed_step: that at which the run was resumed, or None
+    watch         judges the losses; healthy: the newest checkpoint of the run that they show to be healthy
     """
 
     def __init__(
@@ -93,14 +69,54 @@ class RunState:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self.bits = {"processes": world.size, "threads": torch.get_num_threads(), **bits}
         self.step, self.place = start_epoch * steps, (start_epoch, 0)
-        self.saved_step = self.resumed_step = None
+        self.saved_step = self.resumed_step = self.healthy = None
+        self.watch = LossWatch()
 
-    def save(self, folder: Path, keep_last: int, flags) -> str | None:
+    def begin(self, resume: str, folder: Path | None, flags, say: Callable[[str], None]) -> None:
+        """Begins a run in `folder`, from the checkpoint `resume`, or from its own (see `find_origin`).
+
+        Records `flags` in settings.json. Calls `say` with lines for the log.
+        """
+        origin = dist.on_main(self.world, lambda: find_origin(resume, folder))
+        if origin is not None:
+            self.load(origin, folder, say)
+        elif resume:
+            say(f"{resume} holds no {checkpoint.NAME} yet: starting afresh")
+        dist.barrier()  # all have read what the first is about to tidy up and to write
+        if self.world.is_main and folder is not None:
+            self._tidy_up(folder, say)
+            if not (dist.restarts() and began_here(folder)):
+                write_json(folder / SETTINGS, {**provenance(flags), "job": dist.job()})
+
+    def _tidy_up(self, folder: Path, say: Callable[[str], None]) -> None:
+        """Tidies up the folder of the run. Says a line if it has no room for two checkpoints."""
+        clean(folder)
+        own = checkpoint.numbered(folder, self.step)
+        if self.saved_step is not None and own.exists():  # the run may have gone back to an older one
+            with suppress(OSError):  # a full disk without links
+                checkpoint.make_last(own)
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        size = weights * (3 if self.ema is None else 4)  # with the optimiser's two moments
+        free = shutil.disk_usage(folder).free
+        if free + sum(file.stat().st_size for file in checkpoint.list_numbered(folder)) < 2 * size:
+            say(
+                f"{folder}: {free / 2**30:.3g} GiB are free, too little for two checkpoints of "
+                f"{size / 2**30:.3g} GiB: one stays while the next is written, and that will fail"
+            )
+
+    def confirm(self, folder: Path) -> None:
+        """Notes that the last checkpoint is healthy, if the first loss computed from it is good."""
+        if self.saved_step is not None and self.watch.followed:
+            path = checkpoint.numbered(folder, self.saved_step)
+            self.healthy = path if path.exists() else self.healthy
+
+    def save(self, folder: Path | None, keep_last: int, flags) -> str | None:
         """Writes a checkpoint of now, unless there is one. Returns, on every process, what went wrong, or
         None.
         """
-        if self.step == self.saved_step:
+        if folder is None or self.step == self.saved_step:
             return None
+        self.confirm(folder)
         (epoch, done), error = self.place, None
         states = dist.gather(random_state(self.device))
         if self.world.is_main:
@@ -115,24 +131,42 @@ class RunState:
                 "place": self.place,
                 "random": states,
                 "run": self.bits,
+                "losses": list(self.watch.losses),
             }
             if self.ema is not None:
                 content["model_ema"] = self.ema.module.state_dict()
             try:
-                checkpoint.save(folder, content, keep_last)
+                checkpoint.save(folder, content, keep_last, self.healthy)
             except OSError as failed:
                 reason = failed.strerror or failed
-                error = f"{folder}: the checkpoint of step {self.step} could not be written ({reason})"
+                others = checkpoint.list_numbered(folder)
+                left = f"{others[0].name} is whole" if others else "there is no other"
+                error = (
+                    f"{folder}: the checkpoint of step {self.step} could not be written ({reason}); {left}"
+                )
         error = dist.gather(error)[0]
-        self.saved_step = self.step if error is None else self.saved_step
+        if error is None:
+            self.saved_step, self.watch.followed = self.step, None
         return error
 
-    def load(self, path: Path, folder: Path, say: Callable[[str], None]) -> None:
+    def go_back(self, folder: Path | None) -> str:
+        """Lets the run continue from its newest healthy checkpoint. Returns the advice to do so."""
+        if folder is None:
+            return "start anew with a lower --lr or --blr, or --amp off"
+        self.confirm(folder)
+        if self.healthy is None:
+            return f"no checkpoint in {folder} is known to be healthy: start anew with a lower --lr or --blr"
+        with suppress(OSError):  # a full disk without links
+            checkpoint.make_last(self.healthy)
+        return (
+            f"the last healthy checkpoint is {self.healthy}: --resume it with a lower --lr or --blr, "
+            "or with --amp off"
+        )
+
+    def load(self, path: Path, folder: Path | None, say: Callable[[str], None]) -> None:
         """Continues from the newest complete checkpoint at `path`, for a run in `folder`."""
         chosen = []
-        path = dist.on_main(
-            self.world, lambda: chosen.append(checkpoint.load_newest(path, say)) or chosen[0][0]
-        )
+        path = dist.on_main(self.world, lambda: chosen.append(load_newest(path, say)) or chosen[0][0])
         path, content = chosen[0] if chosen else (path, checkpoint.load(path))
         checkpoint.load_weights(self.model, content["model"], path)
         if self.ema is not None:
@@ -142,11 +176,16 @@ class RunState:
             return
         with reading(path, "its optimizer or random state is not of such a run"):
             changes = self._restore(content)
+            losses = [float(loss) for loss in content.get("losses", ())]
         if changes:
             say(f"{path} was written with {'; '.join(changes)}: not bit for bit the run that was not stopped")
         self.resumed_step = self.step
-        if path.parent.resolve() == folder.resolve():
+        if folder is not None and path.parent.resolve() == folder.resolve():
+            own, known = checkpoint.numbered(folder, self.step), checkpoint.find_healthy(folder)
+            # What comes before a healthy one is healthy too.
+            self.healthy = own if known and known.name > own.name and own.exists() else known
             self.saved_step = self.step
+            self.watch.losses.extend(losses)
         if content.get("model_ema") and self.ema is None:
             say(f"{path} holds an average, which ends here: without --ema none is kept")
         say(f"resumed {path} at step {self.step}: epoch {self.place[0]}, {self.place[1]} of its images done")

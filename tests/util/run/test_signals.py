@@ -4,13 +4,11 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
-from util.signals import SIGNALS, Interrupt, Interrupted, ignore_in_worker
-
-ROOT = Path(__file__).parents[2]
+from conftest import ROOT
+from util.run.signals import SIGNALS, Interrupt, Interrupted, ignore_in_worker
 
 
 def send(number) -> None:
@@ -64,7 +62,7 @@ def test_workers_ignore_what_the_training_process_handles():
 
 
 LEFT = (
-    "import torch; from util.dist import World; from util.signals import ignore_in_worker\n"
+    "import torch; from util.dist import World; from util.run.signals import ignore_in_worker\n"
     "loader = torch.utils.data.DataLoader(range(9), num_workers=1, worker_init_fn=ignore_in_worker, persistent_workers=True)\n"
     "batches = iter(loader); next(batches); keep = [batches]; keep.append(keep)\n"
     "import sys; sys.modules['kept'] = keep; raise SystemExit(2)"
@@ -72,5 +70,5 @@ LEFT = (
 
 
 def test_a_process_that_ends_with_workers_left_does_end():
-    ended = subprocess.run([sys.executable, "-c", LEFT], cwd=ROOT, timeout=60)
-    assert ended.returncode == 2
+    ended = subprocess.run([sys.executable, "-c", LEFT], cwd=ROOT, timeout=60, stderr=subprocess.PIPE)
+    assert (ended.returncode, ended.stderr) == (2, b"")
