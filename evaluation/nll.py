@@ -18,8 +18,8 @@ from models.likelihood.bits import (
     draw_steps,
     evaluation_terms,
     is_exact,
-    loss_sums,
     meaning,
+    published_losses,
     trace_rows,
 )
 from models.noise import Noise
@@ -37,13 +37,13 @@ class Measured:
     indices    (B,): the numbers of the images
     by_term    bits of each head (B, 3)
     by_level   for each level, bits and sub-pixels by the quarter of it that was known (B, 4, 2)
-    published  sums of the published loss and their numbers of rows (B, terms, 2)
+    published  (B,): the published loss; None where it is not asked for
     """
 
     indices: Tensor
     by_term: dict[str, Tensor]
     by_level: dict[str, Tensor]
-    published: Tensor
+    published: Tensor | None
 
 
 @torch.no_grad()
@@ -79,9 +79,10 @@ def compute_nll(
     R, G, B
     by_level            bits/dim of the patches decided while each quarter of their level was known, see
                         `bits_by_level`; None where there was no such patch
-    published_nll       the mean published evaluation loss in bits: guiding losses are not scaled, and guiding
-                        pixels are known more exactly than they are paid for. Only for the unconditional
-                        estimate; costs guided models a pass
+    published_nll       the expectation of the published evaluation loss, in bits. Without guiding pixels it
+                        is bits_per_dim; with them guiding losses are not scaled, and guiding pixels are known
+                        more exactly than they are paid for. Only for the unconditional estimate; costs
+                        guided models a pass
     num_images, passes, and meaning: what bits_per_dim is, in words
 
     In float32 no number depends on batch size or processes by more than 1e-5 of itself. Raises UserError
@@ -119,9 +120,9 @@ def _measure(model, images, labels, indices, noise, conditional, num_iter_list) 
     inputs = model, images, labels, torch.full_like(labels, not conditional, dtype=torch.bool), masks
     terms = evaluation_terms(*inputs, round_guiding_pixel=True)
     rows = trace_rows(model, masks, len(images))
-    published = torch.empty(len(images), 0, 2, dtype=torch.float64)
+    published = None
     if not (conditional or num_iter_list):
-        published = loss_sums(evaluation_terms(*inputs) if len(terms) > 1 else terms, rows)
+        published = published_losses(evaluation_terms(*inputs) if len(terms) > 1 else terms, rows)
     return Measured(indices, bits_by_term(terms, rows), bits_by_level(model, terms, rows), published)
 
 
@@ -150,9 +151,8 @@ def _summary(measured: list[Measured], passes: int, dims: int) -> dict:
     }
     if passes > 1:
         scores["standard_error_of_passes"] = (each.var(1).mean() / (images * passes)).sqrt().item()
-    if measured[0].published.shape[1]:
-        sums = torch.cat([one.published for one in measured])[order].sum(0)  # (terms, 2)
-        scores["published_nll"] = (sums[:, 0] / sums[:, 1]).sum().item()
+    if measured[0].published is not None:
+        scores["published_nll"] = torch.cat([one.published for one in measured])[order].mean().item()
     scores |= {"num_images": images, "passes": passes}
     scores["by_channel"] = {
         name: dict(zip("rgb", bits.mean(0).tolist(), strict=True)) for name, bits in by_term.items()

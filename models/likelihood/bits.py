@@ -39,7 +39,8 @@ def evaluation_terms(model, images: Tensor, labels: Tensor, label_drop: Tensor, 
     device = images.device
     masks = [mask.to(device) if mask is not None else None for mask in masks]
     options |= dict(masks=masks, train=False, dither=0.0, return_terms=True)
-    return model(images, labels.to(device), label_drop=label_drop.to(device), **options)[1]
+    labels, label_drop = (x.to(device, non_blocking=True) for x in (labels, label_drop))
+    return model(images, labels, label_drop=label_drop, **options)[1]
 
 
 def is_exact(model) -> bool:
@@ -90,14 +91,14 @@ def trace_rows(model, masks: Sequence[Mask | Steps | None], num_images: int) -> 
 def _rows_below(generator: Generator, mask: Mask | Steps | None, above: Rows) -> Rows:
     length, n = generator.spec.num_patches, len(above.owner)
     if isinstance(mask, Mask):
-        numbers, masked = mask.rows.cpu(), mask.masked.cpu().sum(1)
+        numbers, masked = mask.rows.cpu(), mask.masked.cpu().sum(1)  # sync
         parent = numbers // length
         share, known = (length / masked.double())[parent], (length - masked)[parent]
     else:
         plan = mask.plan if mask is not None else [(begin, end) for begin, end, _ in generator.plan(length)]
         known = torch.cat([torch.full((end - begin,), begin) for begin, end in plan]).repeat(n, 1)
         if mask is not None:
-            known = known.scatter(1, mask.order.cpu(), known)
+            known = known.scatter(1, mask.order.cpu(), known)  # sync
         parent, known = torch.arange(n).repeat_interleave(length), known.flatten()
         share = torch.ones(n * length, dtype=torch.float64)
     return Rows(parent, above.owner[parent], share, above.weight[parent] * share, QUARTERS * known // length)
@@ -121,7 +122,7 @@ def bits_by_term(terms: Sequence[LossTerm], rows: Sequence[Rows]) -> dict[str, T
     bits = {}
     for term in terms:
         of_head = rows[term.level]
-        values = of_head.weight[:, None] * term.nll.cpu().double() / LN2
+        values = of_head.weight[:, None] * term.nll.cpu().double() / LN2  # sync
         bits[term.name] = values.new_zeros(len(rows[0].owner), 3).index_add_(0, of_head.owner, values)
     return bits
 
@@ -134,7 +135,7 @@ def bits_by_level(model, terms: Sequence[LossTerm], rows: Sequence[Rows]) -> dic
     contributes shows in how much cheaper a patch becomes as more of its level is known; where it does not,
     the level is weak or its patches have little in common.
     """
-    spent = {term.level: term.nll.cpu().double().sum(1) / LN2 for term in terms}
+    spent = {term.level: term.nll.cpu().double().sum(1) / LN2 for term in terms}  # sync
     inside, found = spent[-1], {}  # (R,): the bits of each patch of the level, with everything inside it
     for level, generator in reversed(list(enumerate(model.generators))):
         of_level, received = rows[level + 1], rows[level]
@@ -147,16 +148,19 @@ def bits_by_level(model, terms: Sequence[LossTerm], rows: Sequence[Rows]) -> dic
     return dict(reversed(found.items()))
 
 
-def loss_sums(terms: Sequence[LossTerm], rows: Sequence[Rows]) -> Tensor:
-    """(B, terms, 2) float64: by image and term, the sum over rows of the channels' mean, and their number.
+def published_losses(terms: Sequence[LossTerm], rows: Sequence[Rows]) -> Tensor:
+    """(B,) float64: the published evaluation loss of each image in bits (paper, 5.1).
 
-    The sums are in bits (paper, 5.1).
-
-    The published evaluation loss is the sum over terms of all sums divided by all numbers.
+    The published evaluation draws one number m of masked patches for all images of a pass and a level, takes
+    the mean over the masked rows, and averages the passes. Here m differs between images, so a row counts
+    1 / m times, level by level: an image counts the same whatever part of it is masked.
     """
-    sums = []
+    losses = torch.zeros(len(rows[0].owner), dtype=torch.float64)
     for term in terms:
-        values = term.nll.cpu().double().mean(1) / LN2
-        counted = torch.stack([values, torch.ones_like(values)], dim=1)
-        sums.append(counted.new_zeros(len(rows[0].owner), 2).index_add_(0, rows[term.level].owner, counted))
-    return torch.stack(sums, dim=1)
+        of_head = rows[term.level]
+        values = of_head.weight * term.nll.cpu().double().mean(1) / LN2  # sync
+        sums, weights = losses.new_zeros(2, len(losses)).index_add_(
+            1, of_head.owner, torch.stack([values, of_head.weight])
+        )
+        losses += sums / weights
+    return losses

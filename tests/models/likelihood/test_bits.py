@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from reference_model import Forced, ReferenceSampler
@@ -10,7 +11,14 @@ from reference_model import Forced, ReferenceSampler
 from conftest import opinionated, random_values, swayed, tiny_model
 from models.fractalgen import FractalGen
 from models.generator import Mask, Steps
-from models.likelihood.bits import bits_by_level, bits_by_term, draw_steps, loss_sums, meaning, trace_rows
+from models.likelihood.bits import (
+    bits_by_level,
+    bits_by_term,
+    draw_steps,
+    meaning,
+    published_losses,
+    trace_rows,
+)
 from models.mar import cosine_plan
 from models.noise import Noise
 from util.pixels import normalize, to_values
@@ -171,18 +179,35 @@ def test_every_level_accounts_for_all_that_is_paid_below_it(kind, in_steps):
         assert sums[..., 1].sum(1).tolist() == pytest.approx([3 * 64] * 3)
 
 
-def test_loss_sums_give_the_published_loss_whatever_the_batch():
-    model, images = tiny_model("guided"), normalize(random_values(3, 8))
-    masks = model.draw_masks(Noise.of_images(0, range(3), model.noise_sizes))
+def as_many_for_all(model, counts: tuple[int, int], n: int) -> list[Mask]:
+    """Masks of `counts` patches in every image of each level, as one pass of the published evaluation has them."""
+    noise, masks = Noise.of_images(1, range(n), model.noise_sizes), []
+    for count in counts:
+        uniforms = noise.order_uniforms
+        masks.append(Mask.of_counts(np.full(len(uniforms), count), uniforms))
+        noise = noise.rows(masks[-1].rows)
+    return masks
+
+
+@pytest.mark.parametrize("counts", [(16, 4), (5, 3), (1, 1)])
+def test_published_losses_of_as_many_masked_patches_are_the_published_loss(counts):
+    model, images = opinionated(tiny_model("guided")), normalize(random_values(3, 8))
+    masks = as_many_for_all(model, counts, 3)
     loss = model(images, torch.zeros(3, dtype=torch.long), masks=masks, dither=0.0)
-    whole = loss_sums(*measure(model, images, masks, round_guiding_pixel=False))
-    alone = []
-    for i in range(3):
-        masks = model.draw_masks(Noise.of_images(0, [i], model.noise_sizes))
-        alone.append(loss_sums(*measure(model, images[i : i + 1], masks, round_guiding_pixel=False)))
-    torch.testing.assert_close(torch.cat(alone), whole, rtol=1e-5, atol=0)
-    sums = whole.sum(0)
-    assert (sums[:, 0] / sums[:, 1]).sum().item() * math.log(2) == pytest.approx(loss.item(), rel=1e-5)
+    found = published_losses(*measure(model, images, masks, round_guiding_pixel=False))
+    assert found.mean().item() * math.log(2) == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_published_losses_do_not_depend_on_the_batch():
+    model, images = opinionated(tiny_model("guided")), normalize(random_values(3, 8))
+
+    def losses(numbers) -> torch.Tensor:
+        masks = model.draw_masks(Noise.of_images(0, numbers, model.noise_sizes))
+        return published_losses(*measure(model, images[numbers], masks, round_guiding_pixel=False))
+
+    torch.testing.assert_close(
+        torch.cat([losses([i]) for i in range(3)]), losses([0, 1, 2]), rtol=1e-5, atol=0
+    )
 
 
 def test_what_is_exact_and_what_a_bound_is_said():
