@@ -4,11 +4,13 @@ python main_fractalgen.py --model fractalmar_in64 --data_path IMAGENET ...      
 torchrun --nproc_per_node=8 main_fractalgen.py --model fractalmar_in64 ...          many
 """
 
+import util  # noqa: F401  before torch, see util/threads.py
+
+# isort: split
 import argparse
 import json
 import random
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ import torch
 import engine_fractalgen as engine
 from evaluation import sweep
 from evaluation.images import draw
-from evaluation.reference import WHERE
+from evaluation.reference import where_from
 from evaluation.report import cost_report
 from evaluation.score import scorer_of_flags
 from models import fractalgen
@@ -26,12 +28,14 @@ from models.generator import GENERATORS
 from models.layers import Block
 from models.sampling.guidance import SCHEDULES
 from models.sampling.options import SamplingOptions
-from util import checkpoint, dist
+from models.sampling.precision import choose_model_amp
+from util import checkpoint, dist, precision
 from util.data.loader import ImageLoader, make_loader, open_dataset
 from util.errors import UserError
 from util.files import sha256, write_json
-from util.flags import check_ranges, from_flags, get_args_parser, has_bf16, make_writable, provenance
+from util.flags import check_classes, check_ranges, from_flags, get_args_parser, make_writable, provenance
 from util.pixels import make_sheet
+from util.threads import limit_threads
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     world = dist.from_environment(args.dist_on_itp, args.world_size, args.local_rank)
     device = resolve(args, world)
+    computing = [limit_threads()] if device.type == "cpu" else []
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 in what autocast leaves in float32
     torch.manual_seed(args.seed)
@@ -54,16 +59,17 @@ def run(args: argparse.Namespace) -> None:
         model = build_model(args)
     if args.dry_run:
         if world.is_main:
+            computing += set_amp(args, model, device, dist.World())
+            print(*computing, sep="\n", file=sys.stderr)
             cost = cost_report(model, args.batch_size, sampling_options(args))
             print(json.dumps({**provenance(args), **cost}, indent=2))
         return
-    output_dir = make_writable(args.output_dir)
+    output_dir = make_writable(args.output_dir) if args.output_dir else None
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(args.seed + world.rank)
     dist.connect(world, device, args.dist_url)
-    autocast = nullcontext()
-    if args.amp != "off":
-        autocast = torch.autocast(device.type, torch.bfloat16 if args.amp == "bf16" else torch.float16)
+    computing += set_amp(args, model, device, world)
+    autocast = precision.autocast(args.amp, device)
     scorer = None
     if args.evaluate_gen or args.online_eval or args.sweep:  # what is missing is said now, not after hours
         scorer = scorer_of_flags(args, device, world)
@@ -82,24 +88,23 @@ def run(args: argparse.Namespace) -> None:
         own = argparse.Namespace(**{**vars(args), **(cell or {})})
         return engine.evaluate(
             model, folder, sampling_options(own), scorer=scorer, run=provenance(own), step=step,
-            num_images=args.num_images, batch_size=args.gen_bsz, seed=args.seed, autocast=autocast,
-            world=world, classes=args.class_labels,
+            num_images=args.num_images, batch_size=args.gen_bsz, seed=args.seed, world=world,
+            classes=args.class_labels,
             say=lambda line: print(line, file=sys.stderr),
         )  # fmt: skip
 
     if args.evaluate_nll or args.evaluate_gen or args.sweep:
-        evaluate(args, model, output_dir, device, world, measure, generate)
+        evaluate(args, model, output_dir, device, world, measure, generate, computing)
         if args.evaluate_gen and scorer is None and world.is_main:
-            print(f"no --fid_stats: the images are not scored; {WHERE}", file=sys.stderr)
+            print(f"no --fid_stats: the images are not scored; {where_from(args.img_size)}", file=sys.stderr)
     else:
-        train(args, model, output_dir, device, autocast, world, measure, generate)
+        train(args, model, output_dir, device, autocast, world, measure, generate, computing)
 
 
 def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
     """Fills in what the flags leave open, checks what can be checked without data, and returns the device."""
     device, preset = dist.pick_device(args.device, world), fractalgen.PRESETS[args.model]
     args.device = args.device or device.type
-    args.amp = args.amp or ("bf16" if has_bf16(device) else "off")
     size = preset.sizes[0]
     if args.img_size not in (None, size):
         raise UserError(f"--img_size {args.img_size} contradicts --model {args.model}, which has {size}")
@@ -107,18 +112,7 @@ def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
     if args.lr is None:
         args.lr = args.blr * args.batch_size * args.accum_iter * world.size / 256
     check_ranges(args)
-    if args.class_num == 0 and args.nll_labels:
-        raise UserError("--nll_labels needs classes; with --class_num 0 leave it out")
-    for label in args.class_labels or ():
-        if not 0 <= label < args.class_num:
-            classes = f"the --class_num {args.class_num} classes, which count from 0"
-            raise UserError(f"--class_labels: {label} is none of {classes}")
-    count = len(args.class_labels or ()) or args.class_num or 1
-    if (args.evaluate_gen or args.online_eval or args.sweep) and args.num_images % count:
-        flag = f"{'the number of --class_labels' if args.class_labels else '--class_num'} {count}"
-        raise UserError(
-            f"--num_images {args.num_images} must be a multiple of {flag}: the same for each class"
-        )
+    check_classes(args)
     feature_cache = GENERATORS[preset.generators[0]].has_feature_cache
     try:
         for cell in sweep.cells(args.sweep or []) or [{}]:
@@ -131,6 +125,15 @@ def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
     return device
 
 
+def set_amp(args, model: FractalGen, device: torch.device, world: dist.World) -> list[str]:
+    """Chooses --amp, where it is not given, by a measurement on the first process. Says why."""
+    if args.amp is not None:
+        return []
+    num_images = None if args.evaluate_gen or args.sweep else args.batch_size
+    args.amp, reason = dist.on_main(world, lambda: choose_model_amp(model, device, num_images))
+    return [f"--amp {args.amp}: {reason}"]
+
+
 def sampling_options(args: argparse.Namespace) -> SamplingOptions:
     return from_flags(
         SamplingOptions, args, num_inference_steps=args.num_iter_list, guidance_scale=args.cfg,
@@ -139,17 +142,9 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
 
 
 def build_model(args: argparse.Namespace) -> FractalGen:
-    names = [
-        "guiding_pixel",
-        "num_conds",
-        "class_num",
-        "label_drop_prob",
-        "attn_dropout",
-        "proj_dropout",
-        "r_weight",
-    ]
+    names = "guiding_pixel num_conds class_num label_drop_prob attn_dropout proj_dropout r_weight"
     try:
-        flags = {name: getattr(args, name) for name in [*names, "grad_checkpointing"]}
+        flags = {name: getattr(args, name) for name in [*names.split(), "grad_checkpointing"]}
         model = fractalgen.build(args.model, **flags)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -171,20 +166,23 @@ def open_loader(args, split: str, batch_size: int, device: torch.device, world: 
     )  # fmt: skip
 
 
-def evaluate(args, model: FractalGen, output_dir: Path, device, world, measure, generate) -> None:
+def evaluate(
+    args, model: FractalGen, output_dir: Path | None, device, world, measure, generate, computing: list[str]
+) -> None:
     """--evaluate_nll and --evaluate_gen: prints a JSON line each. --sweep: see evaluation/sweep.py."""
     path = checkpoint.load_model(model, args.resume, args.ema) if args.resume else None
     say = lambda line: print(line, file=sys.stderr) if world.is_main else None  # noqa: E731
-    if path is None:
-        say("no --resume: the weights are random")
-    if args.evaluate_nll:
-        loader = open_loader(args, "val", args.nll_bsz, device, world)
+    loader = open_loader(args, "val", args.nll_bsz, device, world) if args.evaluate_nll else None
+    for line in computing if path else [*computing, "no --resume: the weights are random"]:
+        say(line)
+    if loader is not None:
         kind, number = loader.dataset.source.kind, len(loader.dataset)
         say(f"{args.data_path}: {kind}, {number} images in val")
         scores = measure(model, loader, say)
         if world.is_main:
             scores = {name: None if x != x else x for name, x in scores.items()}  # JSON knows no nan
             print(json.dumps(scores), flush=True)
+        if world.is_main and output_dir is not None:
             used = {"path": str(path), "sha256": sha256(path), "ema": args.ema} if path else None
             data = {"path": args.data_path, "kind": kind, "num_images": number}
             about = {"checkpoint": used, "data": data, **provenance(args), "processes": world.size}
@@ -201,7 +199,10 @@ def evaluate(args, model: FractalGen, output_dir: Path, device, world, measure, 
         )  # fmt: skip
 
 
-def train(args, model: FractalGen, output_dir: Path, device, autocast, world, measure, generate) -> None:
+def train(
+    args, model: FractalGen, output_dir: Path | None, device, autocast, world, measure, generate,
+    computing: list[str],
+) -> None:  # fmt: skip
     loader = open_loader(args, "train", args.batch_size, device, world)
     val_loader = open_loader(args, "val", args.nll_bsz, device, world)
     data = train_set, val_set = loader.dataset, val_loader.dataset
@@ -213,7 +214,7 @@ def train(args, model: FractalGen, output_dir: Path, device, autocast, world, me
         scores = measure(model, val_loader, log.note)
         if world.is_main:
             classes = np.linspace(0, max(args.class_num - 1, 0), num=16).astype(int).tolist()
-            images = draw(model, classes, range(16), sampling_options(args), args.seed, autocast)
+            images = draw(model, classes, range(16), sampling_options(args), args.seed)
             log.image(step, "samples", make_sheet(images, columns=8))
         dist.barrier()
         if args.online_eval:
@@ -227,8 +228,8 @@ def train(args, model: FractalGen, output_dir: Path, device, autocast, world, me
         from_flags(engine.Recipe, args, ema_decay=args.ema_decay if args.ema else None),
         from_flags(engine.SavePolicy, args),
         output_dir=output_dir, resume_from=args.resume, start_epoch=args.start_epoch, seed=args.seed,
-        flags=args, about=f"{args.data_path}: {kinds}, {sizes}", half=args.amp == "fp16", device=device,
-        autocast=autocast, world=world,
+        flags=args, about=[f"{args.data_path}: {kinds}, {sizes}", *computing], half=args.amp == "fp16",
+        device=device, autocast=autocast, world=world,
     ).run()  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,16 +14,17 @@ from evaluation.score import Scorer
 from models.fractalgen import FractalGen
 from models.sampling.generate import is_out_of_memory
 from models.sampling.options import SamplingOptions
+from models.sampling.precision import sampling_dtype
 from util import dist
 from util.checkpoint import fingerprint
 from util.dist import World
 from util.errors import UserError
-from util.meters import PeakMemory
 from util.pixels import to_pil
+from util.run.meters import PeakMemory
 
 # arguments of a model, and sampling options, that decide no image
 OF_TRAINING = ("label_drop_prob", "attn_dropout", "proj_dropout", "r_weight", "grad_checkpointing")
-OF_COMPUTING = ("chunk", "compiled", "watch_levels")
+OF_COMPUTING = ("chunk", "compiled", "watch_levels", "amp")
 
 
 @torch.no_grad()
@@ -36,7 +36,6 @@ def evaluate(
     num_images: int,
     batch_size: int,
     seed: int,
-    autocast: AbstractContextManager,
     world: World,
     classes: Sequence[int] | None = None,
     scorer: Scorer | None = None,
@@ -65,16 +64,13 @@ def evaluate(
     labels = [of_each[i * len(of_each) // num_images] for i in range(num_images)]
     arguments = {**model.arguments, **asdict(options)}
     decisive = {key: arguments[key] for key in arguments if key not in OF_TRAINING + OF_COMPUTING}
-    device = model.fake_latent.device
-    with autocast:
-        autocasts = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-        precision = torch.get_autocast_dtype(device.type) if autocasts else model.generator.dtype
+    device, precision = model.fake_latent.device, sampling_dtype(model, options.amp)
     decisive |= {"precision": str(precision), "seed": seed, "classes": classes}
     decisive |= {"weights_sha256": fingerprint(model.state_dict())}
     notes = {"chunk": options.chunk, "compiled": options.compiled, "begun_by": run}
     unit = min(batch_size, -(-num_images // world.size))
     gallery = Gallery(folder, num_images, decisive, notes, unit)
-    drawer = Drawer(model, labels, options, seed, autocast, say)
+    drawer = Drawer(model, labels, options, seed, say)
     began, peak = time.perf_counter(), PeakMemory(device)
     shown = None if progress_bar and world.is_main else True  # None: a bar only on a terminal
     there = num_images - len(gallery.missing(range(num_images)))
@@ -99,15 +95,15 @@ def evaluate(
 class Drawer:
     """Samples images by their numbers. Where memory runs out, it halves --chunk from then on."""
 
-    def __init__(self, model, labels: Sequence[int], options: SamplingOptions, seed: int, autocast, say):
+    def __init__(self, model, labels: Sequence[int], options: SamplingOptions, seed: int, say):
         self.model, self.labels, self.options, self.seed = model, labels, options, seed
-        self.autocast, self.say = autocast, say
+        self.say = say
 
     def __call__(self, indices: Sequence[int]) -> list[Image.Image]:
         while True:
             try:
                 labels = [self.labels[i] for i in indices]
-                return draw(self.model, labels, indices, self.options, self.seed, self.autocast)
+                return draw(self.model, labels, indices, self.options, self.seed)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -129,17 +125,15 @@ def draw(
     indices: Sequence[int],
     options: SamplingOptions,
     seed: int,
-    autocast: AbstractContextManager,
 ) -> list[Image.Image]:
     """RGB images number `indices` of `seed` for class `labels`; without classes unconditional ones."""
-    with autocast:
-        images = model.generate(
-            labels if model.class_num else None,
-            num_images=len(indices),
-            seed=seed,
-            indices=indices,
-            output_type="pt",
-            progress_bar=False,
-            **asdict(options),
-        )
+    images = model.generate(
+        labels if model.class_num else None,
+        num_images=len(indices),
+        seed=seed,
+        indices=indices,
+        output_type="pt",
+        progress_bar=False,
+        **asdict(options),
+    )
     return to_pil(images)

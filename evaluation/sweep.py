@@ -9,7 +9,7 @@ from pathlib import Path
 from evaluation import metrics
 from util.errors import UserError, reading
 from util.files import atomic_write, write_json
-from util.meters import printable
+from util.run.meters import printable
 
 NAMES = ("cfg", "temperature", "filter_threshold")
 Cell = dict[str, float]  # one combination of settings, by name

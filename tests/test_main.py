@@ -176,6 +176,23 @@ def test_evaluate_gen_needs_no_data(trained, tmp_path, capsys):
     assert scores["num_images"] == 6
 
 
+@pytest.mark.parametrize("what", ["weight", "temperature"])
+def test_images_that_are_not_finite_end_in_one_line_and_are_not_written(what, tmp_path, capsys):
+    model = fractalgen.fractalar_tiny_in8(class_num=3)
+    torch.nn.init.constant_(model.next_fractal.next_fractal.r_mlm.bias, 9.0)
+    message, flags = "temperature 1e+38, guidance scale 2.0", "--cfg 2 --temperature 1e38"
+    if what == "weight":
+        torch.nn.init.constant_(model.next_fractal.generator.norm.bias, torch.nan)
+        message, flags = "weight next_fractal.generator.norm.bias of the model is not finite (nan)", ""
+    checkpoint.save_safetensors(tmp_path / "model.safetensors", model.state_dict())
+    with pytest.raises(SystemExit, match="2"):
+        run(f"{TINY} --evaluate_gen --num_images 3 {flags}", output_dir=tmp_path, resume=tmp_path)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("main_fractalgen.py: error: ")
+    assert message in error
+    assert not list(tmp_path.rglob("*.png"))
+
+
 def test_generating_in_chunks_writes_the_same_images(trained, tmp_path, monkeypatch):
     from models.fractalgen import FractalGen
 
@@ -243,7 +260,8 @@ def test_published_command_lines(name, tmp_path, monkeypatch, capsys):
     assert settings["num_iter_list"] == list(fractalgen.PRESETS[flags[1]].steps)
     assert settings["img_size"] == fractalgen.PRESETS[flags[1]].sizes[0]
     assert report["parameters"] > 4e8
-    assert report["training_gib_at_most_in_float32"]["activations"] > 0.1
+    memory = report["training_gib_in_float32"]
+    assert memory["largest peak"] >= memory["average peak"] >= memory["weights, gradients, moments"] > 6
     assert not list(tmp_path.iterdir()), "a dry run writes nothing"
 
 
@@ -303,7 +321,10 @@ BAD = {
     "batch": ("--batch_size 0", "--batch_size 0 must be at least 1"),
     "seed": ("--seed -1", "--seed -1 must be from 0 to"),
     "dropout": ("--attn_dropout 2", "--attn_dropout 2.0 must be from 0 to 1"),
-    "rate": ("--lr nan", "--lr nan must be at least 0"),
+    "rate": ("--lr nan", "--lr nan must be at least 0 and finite"),
+    "weight of the red channel": ("--r_weight inf", "--r_weight inf must be at least 0 and finite"),
+    "number of classes": ("--class_num 1000000000000", "--class_num 1000000000000 must be from 0 to 1000000"),
+    "images without a folder": ("--evaluate_gen --output_dir ''", "--output_dir '' saves nothing"),
     "chunk": ("--chunk 0", "--chunk 0 must be at least 1"),
     "feature cache of an AR level": ("--model fractalar_in64 --feature_cache_interval 2", "feature_cache_interval 2 must be 1, or above 1 for a model whose level 0"),
     "workers": ("--num_workers -1", "--num_workers -1 must be at least 0"),
@@ -318,7 +339,7 @@ BAD = {
 @pytest.mark.parametrize("bad", BAD)
 def test_bad_input_is_one_line_and_status_2(bad, tmp_path, capsys):
     flags, message = BAD[bad]
-    assert_refused(lambda: run(f"{flags} --output_dir {tmp_path / 'out'}"), message, capsys)
+    assert_refused(lambda: run(f"--output_dir {tmp_path / 'out'} {flags}"), message, capsys)
 
 
 def assert_refused(call, message: str, capsys) -> None:
@@ -342,6 +363,22 @@ def test_bad_data_folders(data, tmp_path, capsys):
     assert_refused(train, "train/ and val/ have different classes", capsys)
     assert_refused(lambda: run(TRAIN + " --class_num 5", data_path=data, output_dir=tmp_path / "out"),
                    "has 3 classes but --class_num is 5", capsys)  # fmt: skip
+
+
+def test_without_an_output_folder_nothing_is_written(data, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(f"{TRAIN} --output_dir '' --save_every_steps 1", data_path=data)
+    run(f"{TRAIN} --output_dir '' --epochs 3", data_path=data, resume=trained)
+    run(f"{TINY} --output_dir '' --evaluate_nll", data_path=data, resume=trained)
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out.count("steps an epoch, log: none") == 2
+
+
+def test_a_run_whose_steps_were_all_skipped_fails(data, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(f"{TRAIN} --r_weight 1e300", data_path=data, output_dir=tmp_path)
+    assert "error: in 6 of the last 6 steps the loss was not finite; no checkpoint" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.pth"))
 
 
 def test_an_unreadable_image_in_a_worker_is_one_line(data, tmp_path, capsys):
@@ -471,7 +508,10 @@ def test_images_are_scored_where_a_reference_is_given_or_lies_where_the_publishe
     assert list((tmp_path / "out" / "scores").glob("events.*"))
 
     run(generate, resume=trained, output_dir=tmp_path / "unscored")
-    assert "no --fid_stats: the images are not scored; get https" in capsys.readouterr().err
+    assert (
+        "no --fid_stats: the images are not scored; make one of your images: python -m"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "unscored" / "generated" / "metrics.json").exists()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fid_stats").mkdir()
@@ -480,9 +520,16 @@ def test_images_are_scored_where_a_reference_is_given_or_lies_where_the_publishe
     )
     run(generate, resume=trained, output_dir=tmp_path / "unscored")
     assert json.loads((tmp_path / "unscored" / "generated" / "metrics.json").read_text())["scores"]["fid"] > 0
+    capsys.readouterr()
     missing = lambda: run(generate + " --fid_stats /nowhere.npz", resume=trained, output_dir=tmp_path / "new")  # noqa: E731
-    assert_refused(missing, "/nowhere.npz: no such reference; get https", capsys)
+    assert_refused(missing, "/nowhere.npz: no such reference; make one of your images", capsys)
     assert not (tmp_path / "new" / "generated").exists(), "said before anything is drawn"
+
+
+def test_a_file_that_is_no_reference_is_refused_before_the_network_is_fetched(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("evaluation.score.Inception", None)
+    flags = f"{TINY} --evaluate_gen --num_images 3 --fid_stats /etc/passwd"
+    assert_refused(lambda: run(flags, output_dir=tmp_path), "/etc/passwd: cannot be read as npz", capsys)
 
 
 def test_online_evaluation_scores_its_images_at_their_step(data, tmp_path, colour_network):

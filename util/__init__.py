@@ -2,7 +2,11 @@
 
 import argparse
 
-import torch
+from util.threads import bound_spinning
+
+bound_spinning()
+
+import torch  # noqa: E402  not before
 
 # Published checkpoints carry their `args`. This lets torch.load accept them in its safe mode, as in
 # torch.load(path)["model"], which clients call.

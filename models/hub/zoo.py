@@ -1,5 +1,6 @@
 """Loads a model by its folder, its id on the hub, or the name of a published one."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -9,7 +10,9 @@ from models.fractalgen import FractalGen
 from models.hub.classes import imagenet_names
 from util import checkpoint, dist, download
 from util.errors import UserError
+from util.threads import limit_threads
 
+log = logging.getLogger(__name__)
 BUNDLED = Path(__file__).resolve().parents[2] / "demo" / "emoji_model"
 
 
@@ -19,9 +22,12 @@ def load(name: str | Path = BUNDLED, device: str | torch.device | None = None) -
     name  a folder that `save_pretrained` wrote; one of download.FILES, whose weights are fetched unless they
           are there, with ImageNet's class names; else an id on the hub
 
-    Raises UserError where that gives no model.
+    On a CPU it also limits torch's threads to the free cores (`limit_threads`). Raises UserError where that
+    gives no model.
     """
     device = find_device(device)
+    if device.type == "cpu":
+        log.info(limit_threads())
     if str(name) in download.FILES and not Path(name).is_dir():
         path = download.download(str(name))
         model = fractalgen.build(str(name))

@@ -7,6 +7,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from models.sampling.guidance import Guidance, inverse_cdf
+from util.precision import DTYPES
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class SamplingOptions:
                             that needs a level 0 with a feature cache (see `MARSampler`); 1: in every step
     watch_levels            the number of levels, from level 0 down, whose steps call the step callback, which
                             always sees the whole image; at least 1
+    amp                     dtype of matrix products outside torch.autocast: "bf16", "fp16", "off" (that of
+                            the weights); None: bfloat16 where that is faster, see `sampling_dtype`
     """
 
     num_inference_steps: tuple[int, ...] = ()
@@ -42,6 +45,7 @@ class SamplingOptions:
     compiled: bool = False
     feature_cache_interval: int = 1
     watch_levels: int = 1
+    amp: str | None = None
 
     @classmethod
     def of_sizes(cls, sizes: Sequence[int]) -> "SamplingOptions":
@@ -59,6 +63,8 @@ class SamplingOptions:
         `has_feature_cache` says whether level 0 has one. Raises ValueError that names the setting.
         """
         check_steps(self.num_inference_steps, num_levels)
+        if self.amp not in (None, "off", *DTYPES):
+            raise ValueError(f"unknown amp {self.amp!r}; None or one of off, {', '.join(DTYPES)}")
         if self.feature_cache_interval < 1 or (self.feature_cache_interval > 1 and not has_feature_cache):
             raise ValueError(
                 f"feature_cache_interval {self.feature_cache_interval} must be 1, or above 1 for a model "
