@@ -111,7 +111,7 @@ def plain_is_faster(q: Tensor, num_keys: int, dropout: float) -> bool:
     n, _, tokens, _ = q.shape
     on_cpu, training = q.device.type == "cpu", torch.is_grad_enabled()
     if dropout:
-        return on_cpu  # the CPU's fused kernel has no dropout
+        return on_cpu or q.is_meta  # the CPU's fused kernel has no dropout
     if num_keys <= MAX_SHORT_TOKENS:
         return training or (on_cpu and n > MIN_MANY_SEQUENCES)
     return (

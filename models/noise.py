@@ -9,6 +9,7 @@ Letters: N images, g patches a side at this level, L = g * g, k patches of one s
 next level).
 """
 
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,19 @@ from models.patches import patchify
 # The indices, among a node's five numbers, of the three uses that are named above.
 ORDER, COUNT, VALUES = slice(0, 1), slice(1, 2), slice(2, 5)
 NUMBERS = 5
+
+
+def _integer(name: str, value) -> int:
+    """An integer of Python, NumPy or torch as an int. Raises ValueError for floats, texts and bools.
+
+    1.5 would be taken for 1 elsewhere, and True is more likely a mistake than the number 1.
+    """
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{name} {value!r} must be an integer")
 
 
 class Noise:
@@ -41,7 +55,7 @@ class Noise:
         The generator is counter-based (NumPy's Philox, keyed by seed and index), so image i is the same in
         every batch and process. A list holds one seed for each level above the pixel: for the order of the
         level's patches, and for the values that the softmax below the level samples. Raises ValueError for a
-        list of another length, and for a seed out of 0 … 2**63 - 1.
+        list of another length, for a seed or index that is no integer, and for a seed out of 0 … 2**63 - 1.
         """
         if isinstance(seed, Sequence):
             if len(seed) != len(sizes) - 1:
@@ -50,13 +64,14 @@ class Noise:
                 )
             levels = [cls.of_images(one, indices, sizes, device).maps for one in seed]
             return cls([levels[0][0], *(maps[level + 1] for level, maps in enumerate(levels))])
+        seed, indices = _integer("seed", seed), [_integer("index", index) for index in indices]
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed {seed} is out of range; it must be from 0 to 2**63 - 1")
         sides = [sizes[0] // size for size in sizes]
         counts = [NUMBERS * side * side for side in sides]
         flat = np.empty((len(indices), sum(counts)), dtype=np.float32)
         for row, index in zip(flat, indices, strict=True):
-            np.random.Generator(np.random.Philox(key=[seed, int(index)])).random(out=row, dtype=np.float32)
+            np.random.Generator(np.random.Philox(key=[seed, index])).random(out=row, dtype=np.float32)
         maps = torch.from_numpy(flat).to(device, non_blocking=True).split(counts, dim=1)
         return cls([part.unflatten(1, (NUMBERS, side, side)) for part, side in zip(maps, sides, strict=True)])
 

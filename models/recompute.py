@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 
 def _plain(x: Tensor) -> bool:
-    """Says whether torch's own kernels are to be used."""
-    return x.device.type != "cpu" or torch.compiler.is_compiling()
+    """Says whether torch's own kernels are to be used.
+
+    Not on meta tensors: there torch has no kernels, and ours keep as much as those of accelerators.
+    """
+    return not (x.device.type == "cpu" or x.is_meta) or torch.compiler.is_compiling()
 
 
 def _keep_mask(x: Tensor, p: float) -> Tensor:
@@ -19,7 +22,8 @@ def _keep_mask(x: Tensor, p: float) -> Tensor:
 
     Each number takes 16 bits of torch's generator.
     """
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+    bits.random_(torch.iinfo(torch.int64).min, None)
     return bits.view(torch.int16)[: x.numel()].view(x.shape) >= round(2**16 * p) - 2**15
 
 

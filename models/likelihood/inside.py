@@ -12,9 +12,16 @@ from torch import Tensor
 
 from models.generator import Generator, Steps
 from models.likelihood.bits import LN2, draw_steps
-from models.likelihood.log_likelihood import model_images, spread, steps_of_levels, terms_in_steps
+from models.likelihood.log_likelihood import (
+    OVERFLOW,
+    model_images,
+    spread,
+    steps_of_levels,
+    terms_in_steps,
+)
 from models.noise import Noise
 from models.pixelloss import PixelLoss
+from models.sampling.finite import check_finite
 from models.sampling.generate import check_labels, eval_mode
 from util.errors import UserError
 from util.pixels import to_values
@@ -76,7 +83,7 @@ def look_inside(
     If `generate` sampled the image with that seed, index and steps, guidance_scale 1 and temperature 1, these
     are the softmaxes from which it was sampled, except that guiding pixels are the means of what was sampled
     under them. For any other image they are those of that order of patches, with the image's own pixels as
-    context. Raises ValueError for an argument out of range.
+    context. Raises ValueError for an argument out of range, and where softmaxes or weights are not finite.
     """
     images, side = model_images(model, image), model.img_size_list[0]
     if len(images) != 1:
@@ -110,6 +117,7 @@ def look_inside(
         with_neighbours = generator.num_conds_out > 1 and next_uses > [1]
         order = generator, steps[level], num_iters[level]
         places.append(place_of(*order, parent, (x, y), with_neighbours, **softmax))
+    check_finite(model, entropy, OVERFLOW)
     return Inside(tuple(places), entropy)
 
 
@@ -127,7 +135,7 @@ def entropies(head: PixelLoss, pixels: Tensor, conds: Sequence[Tensor]) -> Tenso
     found = []
     for rows in torch.arange(len(pixels), device=pixels.device).split(MAX_ROWS):
         logs = head.logits(to_values(pixels[rows]), [cond[rows] for cond in conds]).log_softmax(-1)
-        found.append(-(logs.exp() * logs).sum(-1).cpu() / LN2)
+        found.append(-(logs.exp() * logs).sum(-1).cpu() / LN2)  # sync
     return torch.cat(found)
 
 

@@ -18,12 +18,14 @@ from models.likelihood.bits import LN2, draw_steps, evaluation_terms, is_exact
 from models.noise import Noise
 from models.patches import unpatchify
 from models.pixelloss import LossTerm
+from models.sampling.finite import check_finite
 from models.sampling.generate import check_labels, eval_mode, labels_of_each
 from models.sampling.options import check_steps
 from util.inputs import to_value_batch
 from util.pixels import normalize
 
 MAX_PIXELS = 2**16  # evaluated together
+OVERFLOW = "the likelihood is not finite: numbers overflow"
 # The dimensions of (B, levels above the pixel, 3, H, H) that are summed.
 REDUCTIONS = {"image": (1, 2, 3, 4), "pixel": (1, 2), "channel": (1, 3, 4), "level": (2, 3, 4)}
 
@@ -63,7 +65,8 @@ def log_likelihood(
     Where every level is AR the result is exact, log2 p(x) = sum of log2 p(pixel | all before it), and its
     standard error is 0. Otherwise it is log2 p(x | order), exact for each drawn order; its mean over orders
     is at most log2 p(x) (see `bits_by_term`). In a map, a guiding pixel's bits are spread evenly over its
-    patch, so a map sums to the image's bits. Raises ValueError for an argument out of range.
+    patch, so a map sums to the image's bits. Raises ValueError for an argument out of range, and where
+    likelihoods or weights are not finite.
     """
     if reduce not in REDUCTIONS:
         raise ValueError(f"unknown reduce {reduce!r}; one of {', '.join(REDUCTIONS)}")
@@ -71,6 +74,7 @@ def log_likelihood(
     labels = labels_of_each(class_labels, model.class_num, len(images))
     orders = num_orders, num_inference_steps, seed
     found = _by_order(model, images, labels, *orders, REDUCTIONS[reduce], progress_bar)
+    check_finite(model, found, OVERFLOW)
     if is_exact(model):
         error = torch.zeros_like(found[0])
     elif len(found) > 1:
@@ -98,8 +102,8 @@ def classify(
     prior    their probabilities before the image is seen; default: equal
 
     The other arguments are those of `log_likelihood`; all classes get the same orders. p(x | class) is the
-    mean of p(x | order, class). It takes one likelihood pass for each class and order. Raises ValueError for
-    an argument out of range.
+    mean of p(x | order, class). It takes one likelihood pass for each class and order. Raises ValueError as
+    `log_likelihood` does.
     """
     images = model_images(model, images)
     labels = range(model.class_num) if classes is None else check_labels(classes, model.class_num)
@@ -113,13 +117,15 @@ def classify(
         same, orders = [label] * len(images), (num_orders, num_inference_steps, seed)
         bits = _by_order(model, images, same, *orders, REDUCTIONS["image"], False)
         logs.append((bits * LN2).logsumexp(0) - math.log(len(bits)))  # (B,), nats
-    return (torch.stack(logs, dim=1) + weights.log()).softmax(1)
+    logs = torch.stack(logs, dim=1)
+    check_finite(model, logs, OVERFLOW)
+    return (logs + weights.log()).softmax(1)
 
 
 def model_images(model, images) -> Tensor:
     """Images as users give them -> normalised images (B, 3, H, H) of the model's size, on its device."""
     values = to_value_batch(images, model.img_size_list[0])
-    return normalize(values.to(model.fake_latent.device), dtype=model.generator.dtype)
+    return normalize(values.to(model.fake_latent.device, non_blocking=True), dtype=model.generator.dtype)
 
 
 def steps_of_levels(model, given: Sequence[int] | None) -> Sequence[int]:
@@ -155,7 +161,8 @@ def _by_order(
         for order, rows in tqdm(passes, desc="likelihood", disable=not progress_bar):
             noise = Noise.of_images(seed, (rows + order * 2**32).tolist(), model.noise_sizes)
             some = labels[rows] if labels is not None else None
-            found.append(-_bits(model, images[rows], some, noise, steps).sum(summed))
+            there = rows.to(images.device, non_blocking=True)
+            found.append(-_bits(model, images[there], some, noise, steps).sum(summed))
     return torch.cat(found).unflatten(0, (num_orders, -1))
 
 
@@ -166,7 +173,8 @@ def _bits(model, images: Tensor, labels: Tensor | None, noise: Noise, num_iter_l
     for term in terms_in_steps(model, images, labels, draw_steps(model, noise, num_iter_list)):
         level = term.level if term.level >= 0 else num_levels
         side = model.img_size_list[level]
-        maps[level - 1] = spread(model, term.nll.cpu().double() / (LN2 * side**2), level)
+        nll = term.nll.cpu().double()  # sync
+        maps[level - 1] = spread(model, nll / (LN2 * side**2), level)
     return maps.transpose(0, 1)
 
 

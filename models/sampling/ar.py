@@ -45,7 +45,11 @@ class ARSampler(TransformerSampler):
         # (1 + L, 1, 1, d / 2)
         self.rotation = torch.complex(ar.rope_cos.float(), ar.rope_sin.float())[:, None, None]
         self.places = torch.arange(ar.spec.num_patches, device=self.pos.device)
-        self.run = setup.compile(self._run, self.pos.device)
+        self.run = setup.compile(ARSampler._run, self.pos.device)
+
+    @staticmethod
+    def tokens_in_step(generator: AR) -> int:
+        return 1
 
     def start(self, batch: Batch, order: Tensor) -> ARState:
         condition, spec = self.cond_emb(batch.conds[0].to(self.setup.dtype)), self.generator.spec
@@ -65,7 +69,7 @@ class ARSampler(TransformerSampler):
         if x.shape[1] > 1:
             return [self._run(x, slice(end - x.shape[1], end), state.cache)]
         places = self.places[begin:end] if self.setup.options.compiled else slice(begin, end)
-        return [self.run(x, places, state.cache)]
+        return [self.run(self, x, places, state.cache)]
 
     def _run(self, x: Tensor, places: slice | Tensor, cache: Tensor) -> Tensor:
         """Computes the outputs (M, D) at the last of the embedded tokens (M, T, D) number `places`.

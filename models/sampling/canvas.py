@@ -48,7 +48,7 @@ class Batch:
         known = self.known.part(rows) if self.known is not None else None
         if not isinstance(rows, slice) and len(rows) == len(self):
             return replace(self, known=known, on_step=on_step)
-        there = rows if isinstance(rows, slice) else rows.to(self.conds[0].device)
+        there = rows if isinstance(rows, slice) else rows.to(self.conds[0].device, non_blocking=True)
         conds = [self.guidance.part(cond, there) for cond in self.conds]
         return replace(self, conds=conds, noise=self.noise.part(there), known=known, on_step=on_step)
 
@@ -89,7 +89,8 @@ class Sampler:
         )
         for plan, rows in groups:
             on_step = callback.group(rows, len(plan)) if callback is not None else None
-            images[rows.to(images.device)] = self.draw(batch.part(rows, on_step), plan)
+            there = rows.to(images.device, non_blocking=True)
+            images[there] = self.draw(batch.part(rows, on_step), plan)
         return images
 
 
@@ -101,6 +102,11 @@ class LevelSampler(Sampler):
         self.num_conds, self.patch_size = generator.num_conds, generator.spec.patch_size
         if generator.spec.index > 0:
             self.max_images = setup.options.chunk
+
+    @staticmethod
+    def tokens_in_step(generator: Generator) -> int:
+        """How many tokens of an image go through the transformer in a step, on average."""
+        return generator.spec.num_patches
 
     def start(self, batch: Batch, order: Tensor):
         """Makes the state that `predict` needs; `order` (N, L) holds patch numbers."""
@@ -129,7 +135,7 @@ class LevelSampler(Sampler):
         spec, guidance = self.generator.spec, batch.guidance
         uniforms, precedence = batch.noise.order_uniforms, None
         if batch.known is not None:
-            precedence = batch.known.precedence(spec.patch_size).to(uniforms.device)
+            precedence = batch.known.precedence(spec.patch_size).to(uniforms.device, non_blocking=True)
         order = self.generator.order(uniforms, precedence)  # (N, L)
         state = self.start(batch, order)
         canvas = Canvas(batch, order, spec.patch_size, plan)
@@ -214,7 +220,7 @@ class TransformerSampler(LevelSampler):
         self.norm = FastLayerNorm(generator.norm, dtype)
 
 
-SAMPLERS: dict[type[Generator], Callable[[Generator, Sampler, Setup], LevelSampler]] = {}
+SAMPLERS: dict[type[Generator], type[LevelSampler]] = {}
 
 
 def register_sampler(generator: type[Generator]) -> Callable:
@@ -225,3 +231,8 @@ def register_sampler(generator: type[Generator]) -> Callable:
         return sampler
 
     return add
+
+
+def sampler_class(generator: Generator) -> type[LevelSampler]:
+    """The class that is registered for the generator's type or, failing that, for its nearest base class."""
+    return next(SAMPLERS[kind] for kind in type(generator).__mro__ if kind in SAMPLERS)

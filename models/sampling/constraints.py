@@ -82,7 +82,7 @@ class Palette(Constraint):
         self.colours = colours.long()
 
     def __call__(self, channel: int, before: Tensor, reference: Tensor) -> Tensor:
-        colours = self.colours.to(reference.device)
+        colours = self.colours.to(reference.device, non_blocking=True)
         fitting = (before[:, None] == colours[None, :, :channel]).all(-1)  # (N, n)
         allowed = torch.zeros(len(reference), NUM_VALUES, device=reference.device)
         return allowed.index_add_(1, colours[:, channel], fitting.float()) > 0

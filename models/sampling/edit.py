@@ -68,7 +68,8 @@ def edit(
     labels = labels_of_each(class_labels, model.class_num, num_images)
     if labels is not None:
         labels = [label for label in labels for _ in range(num_results)]
-    values = values.to(device).expand(num_images, -1, -1, -1).repeat_interleave(num_results, dim=0)
+    values = values.to(device, non_blocking=True).expand(num_images, -1, -1, -1)
+    values = values.repeat_interleave(num_results, dim=0)
     hidden = hidden.expand(num_images, -1, -1).repeat_interleave(num_results, dim=0)
     known = KnownPixels(normalize(values, dtype=model.generator.dtype), hidden, constraint)
     return generate(model, labels, num_images=len(hidden), known=known, **options)

@@ -15,11 +15,13 @@ from tqdm import tqdm
 from models.attention import full_precision
 from models.noise import Noise
 from models.sampling import ar, mar  # noqa: F401  importing them registers their samplers
-from models.sampling.canvas import SAMPLERS, Batch, OnStep, Sampler
+from models.sampling.canvas import Batch, OnStep, Sampler, sampler_class
+from models.sampling.finite import check_finite
 from models.sampling.guidance import inverse_cdf
 from models.sampling.known import KnownPixels
 from models.sampling.options import SamplingOptions
 from models.sampling.pixel import PixelSampler
+from models.sampling.precision import few_threads, sampling_dtype
 from models.sampling.prepare import Setup
 from util.errors import UserError
 from util.pixels import NotebookCanvas, to_numpy, to_pil
@@ -38,8 +40,7 @@ def build_sampler(fractal: nn.Module, setup: Setup) -> Sampler:
         fractal = fractal.next_fractal
     sampler = PixelSampler(fractal, setup)
     for generator in reversed(generators):
-        cls = next(SAMPLERS[kind] for kind in type(generator).__mro__ if kind in SAMPLERS)
-        sampler = cls(generator, sampler, setup)
+        sampler = sampler_class(generator)(generator, sampler, setup)
     return sampler
 
 
@@ -61,13 +62,9 @@ def sample_images(
     pick            see `Guidance`
     on_step, known  see `Batch`
 
-    Raises ValueError for conditions that are too few, and for options out of range.
+    Raises ValueError for too few conditions, options out of range, and images or weights that are not finite.
     """
-    num_levels, rows, (device, dtype) = (
-        len(model.generators),
-        len(conds[0]),
-        (conds[0].device, model.generator.dtype),
-    )
+    num_levels, rows, device = len(model.generators), len(conds[0]), conds[0].device
     guidance = options.guidance(num_levels, pick, model.generator.has_feature_cache)
     if len(conds) < model.num_conds or (guidance.doubled and rows % 2):
         raise ValueError(
@@ -79,11 +76,12 @@ def sample_images(
         noise = Noise.of_images(int(torch.randint(2**63 - 1, ())), indices, model.noise_sizes, device)
     if known is not None and not known.hidden.any():
         return known.images.clone()
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-    with eval_mode(model), full_precision(conds[0]), torch.inference_mode():
+    dtype = sampling_dtype(model, options.amp)
+    with eval_mode(model), full_precision(conds[0]), few_threads(model, len(noise)), torch.inference_mode():
         sampler = build_sampler(model, Setup(dtype, options))
         images = sampler.sample(Batch(conds, guidance, noise, options.num_inference_steps, known, on_step))
+    settings = f"temperature {options.temperature}, guidance scale {options.guidance_scale} or {dtype}"
+    check_finite(model, images, f"the images are not finite: {settings} makes numbers overflow")
     return images.clone()  # an ordinary tensor
 
 
@@ -112,13 +110,15 @@ def sample(
     fractal_level  the level of this module; another number raises ValueError
     visualize      shows the growing canvas in a notebook
 
-    cfg … filter_threshold and `settings` are the other fields of `SamplingOptions`; the rest is for
+    cfg … filter_threshold and `settings` are the other fields of `SamplingOptions`, of which amp is "off" by
+    default: as published, the dtype is that of the weights or of torch.autocast. The rest is for
     `sample_images`. Raises ValueError for settings out of range. `generate` is the convenient call.
     """
     if fractal_level != model.fractal_level:
         raise ValueError(f"fractal_level {fractal_level} given to the module of level {model.fractal_level}")
     on_step = NotebookCanvas(then=on_step) if visualize else on_step
     steps = tuple(num_iter_list)
+    settings = {"amp": "off", **settings}
     options = SamplingOptions(steps, cfg, cfg_schedule, temperature, filter_threshold, **settings)
     return sample_images(model, cond_list, options, noise, pick, on_step, known)
 
@@ -172,7 +172,7 @@ def generate(
     with torch.no_grad():
         cond = unconditional = model.fake_latent.repeat(n, 1)
         if labels is not None:
-            cond = model.class_emb(torch.tensor(labels, device=cond.device))
+            cond = model.class_emb(torch.tensor(labels).to(cond.device, non_blocking=True))
         if options.guidance(len(model.generators)).doubled:
             cond = torch.cat([cond, unconditional])
     if seed is None:
@@ -181,6 +181,7 @@ def generate(
     elif generator is not None:
         raise ValueError("give seed or generator, not both")
     noise = Noise.of_images(seed, indices, model.noise_sizes, cond.device)
+    sampling_dtype(model, options.amp)  # it may log a line, which shall come before the bar
     with tqdm(desc="sampling", unit="step", disable=not progress_bar) as bar:
 
         def on_step(step: int, num_steps: int, canvas: Tensor) -> None:

@@ -21,11 +21,14 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Draws one value in each row (docs/format.md, "Sampling"), never one of probability 0.
 
-    Probabilities (N, 256) and uniforms (N,) in [0, 1) -> values (N,) int64.
+    Probabilities (N, 256) and uniforms (N,) in [0, 1) -> values (N,) int64. The value of a row that is not
+    finite means nothing; it is from 0 to 256.
     """
     cdf = probs.cumsum(-1)
     threshold = uniforms[:, None] * cdf[:, -1:]
-    return torch.searchsorted(cdf, threshold, right=True).squeeze(-1).clamp(max=probs.shape[-1] - 1)
+    # The threshold is below the last sum, also when it is rounded, because a float32 below 1 is at most
+    # 1 - 2**-24: the value is at most 255.
+    return torch.searchsorted(cdf, threshold, right=True).squeeze(-1)
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,16 @@ class KnownPixels:
         hidden = self.hidden[rows]
         if self.constraint is None and bool(hidden.all()):
             return None
-        there = rows if isinstance(rows, slice) else rows.to(self.images.device)
+        there = rows if isinstance(rows, slice) else rows.to(self.images.device, non_blocking=True)
         return replace(self, images=self.images[there], hidden=hidden)
 
     def shown(self) -> Tensor:
         """The images (N, 3, H, H), normalised, where hidden pixels are 0, a grey."""
-        return self.images.masked_fill(self.hidden[:, None].to(self.images.device), 0)
+        return self.images.masked_fill(self.hidden_there(), 0)
+
+    def hidden_there(self) -> Tensor:
+        """`hidden`, (N, 1, H, H), on the device of the images."""
+        return self.hidden[:, None].to(self.images.device, non_blocking=True)
 
     def hidden_pixels(self, patch_size: int) -> Tensor:
         """(N, L) int64 on the host: the number of hidden pixels in each patch."""
@@ -106,8 +110,8 @@ class KnownPixels:
         hidden values in 0..255 can produce get probability 0. So do means that no allowed hidden mean can
         produce, if the constraint holds for means too. The arguments are as in `pixel_weights`.
         """
-        num_pixels, hidden = self.hidden.shape[-1] ** 2, self.hidden[:, None].to(self.images.device)
-        share = (self.hidden.flatten(1).sum(1) / num_pixels).to(self.images.device)[:, None]  # (N, 1)
+        num_pixels, hidden = self.hidden.shape[-1] ** 2, self.hidden_there()
+        share = hidden.flatten(1).sum(1, keepdim=True) / num_pixels  # (N, 1)
         values = to_values(self.images)
         # (N, 3): what the known pixels contribute to the mean of all pixels
         known = (values * ~hidden).flatten(2).sum(-1) / num_pixels
@@ -162,7 +166,8 @@ class GroupCallback:
         before, self.done = self.done, self.done + num_steps
 
         def on_step(step: int, _: int, images: Tensor) -> None:
-            self.images = self.images.index_copy(0, rows.to(images.device), images)
+            there = rows.to(images.device, non_blocking=True)
+            self.images = self.images.index_copy(0, there, images)
             self.on_step(before + step, self.num_steps, self.images)
 
         return on_step

@@ -92,7 +92,7 @@ class MARSampler(TransformerSampler):
             self.pix_proj = FastLinear.of(mar.pix_proj, setup.dtype)
             self.guiding_pixel = PixelSampler(mar.guiding_pixel_loss, setup)
         self.interval = setup.options.feature_cache_interval if mar.spec.index == 0 else 1
-        self.run = setup.compile(self._run, self.pos.device)
+        self.run = setup.compile(MARSampler._run, self.pos.device)
 
     def start(self, batch: Batch, order: Tensor) -> MARState:
         """Samples the guiding pixels, if the level has them, and embeds conditions and mask tokens."""
@@ -151,9 +151,9 @@ class MARSampler(TransformerSampler):
         n, length, _ = x.shape
         size = max(1, MAX_CACHED_TOKENS // length) if x.device.type == "cpu" else n
         if n <= size:
-            return self.run(x, rows)
+            return self.run(self, x, rows)
         parts = range(0, n, size)
-        return torch.cat([self.run(x[i : i + size], rows[i : i + size] - i * length) for i in parts])
+        return torch.cat([self.run(self, x[i : i + size], rows[i : i + size] - i * length) for i in parts])
 
     def _run(self, x: Tensor, rows: Tensor) -> Tensor:
         attend = SelfAttention(self.generator.spec.num_heads, x.shape[1])

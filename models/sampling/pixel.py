@@ -35,18 +35,21 @@ class PixelSampler(Sampler):
 
     def __init__(self, head: PixelLoss, setup: Setup):
         dtype = head.pixel_values.dtype
-        self.num_heads, self.pixel_values, self.dtype = head.num_heads, head.pixel_values, dtype
+        self.num_heads, self.dtype = head.num_heads, dtype
+        # The tables have a row 256 for the value of a pixel whose probabilities are not finite.
+        self.pixel_values = F.pad(head.pixel_values, (0, 0, 0, 1), value=torch.nan)  # (257, 3)
         self.cond_proj = FastLinear.of(head.cond_proj, dtype)
         self.ln, self.norm = FastLayerNorm(head.ln, dtype), FastLayerNorm(head.norm, dtype)
         self.blocks = [prepare_block(block, dtype) for block in head.blocks]
         self.first_token = [first_token(block, dtype) for block in head.blocks]
         self.outputs = [FastLinear(*layer, torch.float32) for layer in head.output_layers]
-        # for R and G: the input, queries, keys and values of every code in the first block, (256, 4 D)
+        # for R and G: the input, queries, keys and values of every code in the first block, (257, 4 D)
         self.tables = []
         for codebook in (head.r_codebook, head.g_codebook):
             x, first = self.ln(codebook.weight), self.blocks[0]
-            self.tables.append(torch.cat([x, *first.qkv(first.norm1(x))], dim=1))
-        self.values = setup.compile(self._values, self.pixel_values.device)
+            table = torch.cat([x, *first.qkv(first.norm1(x))], dim=1)
+            self.tables.append(F.pad(table, (0, 0, 0, 1), value=torch.nan))
+        self.compiled = setup.compile(PixelSampler._pixels, self.pixel_values.device)
 
     def plan(self, num_iters: Sequence[int], hidden: int | None = None) -> tuple:
         return ()
@@ -61,22 +64,21 @@ class PixelSampler(Sampler):
     ) -> Tensor:
         """Samples normalised pixels (N, 3) (F5), given conditions, each (h * N, cond_dim).
 
-        `weigh` adds log-weights to the logits; None: no weights.
+        `weigh` adds log-weights to the logits; None: no weights. Pixels whose probabilities are not finite
+        are NaN.
         """
         cond, uniforms = conds[0].to(self.dtype), noise.value_uniforms
         if weigh is None:
-            values = self.values(cond, guidance, uniforms)
-        else:
-            values = self._values(cond, guidance, uniforms, weigh)
-        return self.pixel_values.gather(0, values)
+            return self.compiled(self, cond, guidance, uniforms)
+        return self._pixels(cond, guidance, uniforms, weigh)
 
-    def _values(
+    def _pixels(
         self, cond: Tensor, guidance: Guidance, uniforms: Tensor, weigh: Weigh | None = None
     ) -> Tensor:
-        """Samples values (N, 3) int64, given conditions (h * N, cond_dim) and uniforms (N, 3)."""
+        """Samples pixels (N, 3) as `pixels`, given conditions (h * N, cond_dim) and uniforms (N, 3)."""
         # for each block: the keys and values, (h * N, 2, heads, d), of the tokens so far
         past = [[] for _ in self.blocks]
-        x, values = self.ln(self.cond_proj(cond)), []
+        x, values, probs = self.ln(self.cond_proj(cond)), [], []
         for block, first, earlier in zip(self.blocks, self.first_token, past, strict=True):
             kv, change = first(block.norm1(x)).tensor_split([2 * x.shape[1]], dim=1)
             earlier.append(kv.unflatten(1, (2, self.num_heads, -1)))
@@ -87,14 +89,21 @@ class PixelSampler(Sampler):
             weights = None
             if weigh is not None:
                 weights = weigh(channel, torch.stack(values, dim=1) if values else uniforms[:, :0].long())
-            values.append(guidance.pick(guidance.probabilities(logits, weights), uniforms[:, channel]))
+            probs.append(guidance.probabilities(logits, weights))
+            values.append(guidance.pick(probs[-1], uniforms[:, channel]))
+            if weights is not None:  # where nothing can be drawn, a value that the next weights can follow
+                values[-1] = torch.where(probs[-1][:, 0] >= 0, values[-1], weights.argmax(-1))
             if channel == 2:
-                return torch.stack(values, dim=1)
+                break
             row = self.tables[channel].index_select(0, guidance.double(values[-1]))
             x, qkv = row.tensor_split([x.shape[1]], dim=1)
             x = self.blocks[0].after_attention(x, self.attend(past[0], qkv))
             for block, earlier in zip(self.blocks[1:], past[1:], strict=True):
                 x = block.forward(x, partial(self.attend, earlier))
+        pixels = self.pixel_values.gather(0, torch.stack(values, dim=1))
+        # A softmax that is not finite is NaN everywhere, so adding 0 times its first probability marks the
+        # pixel, without a wait of the host and whatever `pick` returned.
+        return pixels.add_(torch.cat([row[:, :1] for row in probs], dim=1), alpha=0)
 
     def attend(self, earlier: list[Tensor], qkv: Tensor) -> Tensor:
         """Attention of one token (h * N, 3 D) to itself and to the `earlier` tokens.

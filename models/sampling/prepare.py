@@ -33,7 +33,11 @@ class Setup:
     options: SamplingOptions = SamplingOptions()  # noqa: RUF009  frozen
 
     def compile(self, function: Callable, device: torch.device) -> Callable:
-        """Returns `function`, which takes tensors of few distinct shapes, compiled if the options say so."""
+        """Returns `function`, which takes tensors of few distinct shapes, compiled if the options say so.
+
+        A sampler gives its class's function, not its own bound method. An object that holds its own method
+        is a reference cycle: its prepared weights would stay until Python's garbage collector runs.
+        """
         if not self.options.compiled:
             return function
         fast = torch.compile(function, mode="reduce-overhead" if device.type == "cuda" else None)

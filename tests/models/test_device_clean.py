@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from conftest import tiny_model
 from models import fractalgen
 from models.fractalgen import FractalGen
+from models.sampling import generate
 
 PUBLISHED = [name for name in fractalgen.PRESETS if "tiny" not in name]
 
@@ -48,8 +49,12 @@ def test_backward_on_meta(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_sampling_on_fake_cuda(name):
-    """With one block per level and few steps or patches, every line of code runs within seconds."""
+def test_sampling_on_fake_cuda(name, monkeypatch):
+    """With one block per level and few steps or patches, every line of code runs within seconds.
+
+    Only the check after the last step, whether the images are finite, reads a value.
+    """
+    monkeypatch.setattr(generate, "check_finite", lambda *arguments: None)
     with FakeTensorMode(), torch.device("cuda"):
         # An AR level takes a step for every patch, so level 0 gets only four patches.
         model = published(name, blocks=1, size=8 if name.startswith("fractalar") else None)

@@ -1,3 +1,6 @@
+import re
+
+import numpy as np
 import pytest
 import torch
 
@@ -44,6 +47,19 @@ def test_each_level_may_have_its_own_seed():
     assert torch.equal(both.maps[2], other.maps[2])
     same = Noise.of_images([7, 7], [3], SIZES)
     assert all(torch.equal(a, b) for a, b in zip(same.maps, one.maps, strict=True))
+
+
+@pytest.mark.parametrize("five", [np.int64(5), np.uint8(5), torch.tensor(5)])
+def test_seeds_and_indices_may_be_integers_of_numpy_and_torch(five):
+    plain, other = Noise.of_images(5, [5], SIZES), Noise.of_images(five, [five], SIZES)
+    assert all(torch.equal(a, b) for a, b in zip(plain.maps, other.maps, strict=True))
+
+
+@pytest.mark.parametrize("odd", [1.5, 1.0, np.float32(1), True, np.bool_(1), torch.tensor(1.5), None])
+def test_a_seed_or_index_that_is_no_integer_is_an_error(odd):
+    for name, seed, index in (("seed", odd, 0), ("seed", [odd, 2], 0), ("index", 1, odd)):
+        with pytest.raises(ValueError, match=f"^{name} {re.escape(repr(odd))} must be an integer"):
+            Noise.of_images(seed, [index], SIZES)
 
 
 def test_a_seed_out_of_range_is_an_error():

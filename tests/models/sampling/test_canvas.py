@@ -129,20 +129,6 @@ def test_bfloat16_distributions_stay_close(kind):
     assert 0 < distance.mean() < 0.05
 
 
-def test_compiled_sampling_gives_the_same():
-    """Picks the most probable values, because a `pick` with state, as Picks, is recompiled at each call."""
-    model, likeliest = (
-        opinionated(tiny_model("mar over ar", num_blocks_list=[1, 1, 1])),
-        lambda probs, uniforms: probs.argmax(-1),
-    )
-    noise, settings = Noise.of_images(3, range(2), model.noise_sizes), ((1, 4), 3.0, "linear", 1.1, 1e-2)
-    reference = ReferenceSampler(model, *settings, pick=likeliest).sample(LABELS[:2], noise)
-    cond = torch.cat([model.class_emb(LABELS[:2]), model.fake_latent.repeat(2, 1)])
-    images = model.sample([cond] * model.num_conds, *settings, noise=noise, pick=likeliest, compiled=True)
-    torch.testing.assert_close(images, reference)
-    assert images.unique().numel() > 20
-
-
 class FirstProducts(TorchDispatchMode):
     """Notes how many frames of the library lie above each matrix product, by whether sampling has begun."""
 

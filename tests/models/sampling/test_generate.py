@@ -1,11 +1,14 @@
 """`generate` draws an image for each label; an image does not depend on the others of its batch."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
 
 from conftest import TINY, opinionated, random_values, tiny_model
 from models.sampling.options import SamplingOptions
+from models.sampling.prepare import FastLinear
 from util.pixels import normalize, to_values
 
 SETTINGS = dict(num_inference_steps=(6, 3), guidance_scale=2.0, temperature=1.1, seed=3, progress_bar=False)
@@ -31,6 +34,17 @@ def test_an_image_is_the_same_alone_in_a_batch_of_seven_and_in_another_order(kin
     assert_same_images(backwards[::-1], seven)
     others = model.generate([3 - label for label in labels], output_type="np", **SETTINGS)
     assert (others == seven).mean() < 0.5  # the comparisons above could have failed
+
+
+def test_prepared_weights_are_freed_without_the_garbage_collector(kind):
+    model = tiny_model(kind)
+    gc.collect()
+    gc.disable()
+    try:
+        model.generate([0], **SETTINGS)
+        assert [layer for layer in gc.get_objects() if type(layer) is FastLinear] == []
+    finally:
+        gc.enable()
 
 
 def test_sampling_under_autocast(kind):
