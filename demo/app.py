@@ -6,11 +6,11 @@
 Only this machine can open the page, unless --host is given.
 """
 
-import argparse
-import sys
-from pathlib import Path
+import environment  # noqa: F401  first: without its packages a demo says how to get them
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # in case the package is not installed
+# isort: split
+import argparse
+from pathlib import Path
 
 from common import add_model_flags, make_parser
 
@@ -18,6 +18,8 @@ from models.hub.zoo import load
 from util.errors import UserError
 from util.flags import Parser
 
+MAX_PORT = 2**16 - 1
+MAX_SESSIONS = 64  # visitors whose images are kept; each reload of the page is a new one
 CSS = """
 .figures {display: flex; flex-wrap: wrap; gap: 12px; margin: 8px 0}
 .figures figure {flex: 1 1 220px; max-width: 320px; margin: 0}
@@ -54,15 +56,16 @@ def get_parser() -> Parser:
     return parser
 
 
-def build(model, max_batch: int, chunk: int | None = None):
-    """Returns the page, a gradio.Blocks that is not launched yet."""
+def build(model, max_batch: int, chunk: int | None, visitors):
+    """Returns the page, a gradio.Blocks that is not launched yet. `visitors` is an `app_server.Visitors`."""
     import app_logic
     import gradio as gr
     from app_page import Page, show_errors
+    from app_server import delete_upload
     from app_tabs import TABS
 
     with gr.Blocks(title="FractalGen", analytics_enabled=False, delete_cache=(3600, 7200)) as blocks:
-        page = Page(model, max_batch, chunk)
+        page = Page(model, max_batch, chunk, visitors)
         gr.Markdown("# FractalGen\nA generative model inside a generative model, down to the pixel.")
         with gr.Row():
             thumbnail = gr.HTML("<i>No image yet: generate or upload one.</i>", elem_id="thumb")
@@ -77,7 +80,10 @@ def build(model, max_batch: int, chunk: int | None = None):
 
         @show_errors
         def upload(path):
-            chosen, change = app_logic.upload(path, page.side)
+            try:
+                chosen, change = app_logic.upload(path, page.side)
+            finally:
+                delete_upload(Path(path))
             gr.Info(f"{chosen.caption}: {change}")
             return chosen
 
@@ -101,17 +107,23 @@ def launch(args: argparse.Namespace, wait: bool = True):
     """Serves the page. Returns its gradio.Blocks, at once unless `wait`."""
     try:
         import gradio as gr
+        from starlette.middleware import Middleware
     except ImportError as error:
         raise UserError("the page needs Gradio: pip install -e '.[app]'") from error
+    from app_server import Visitors, refuse_foreign_hosts
+
+    if not 1 <= args.port <= MAX_PORT:
+        raise UserError(f"--port {args.port} must be a number from 1 to {MAX_PORT}")
     if min(args.max_batch, args.max_queue, args.chunk or 1) < 1:
         raise UserError("--max_batch, --max_queue and --chunk must be at least 1")
-    blocks = build(load(args.model, args.device), args.max_batch, args.chunk)
+    host, visitors = args.host.strip("[]"), Visitors()
+    blocks = build(load(args.model, args.device), args.max_batch, args.chunk, visitors)
     # Fonts of the browser, so that none is fetched from the network.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     blocks.queue(max_size=args.max_queue, default_concurrency_limit=4)
     try:
         blocks.launch(
-            server_name=args.host,
+            server_name=f"[{host}]" if ":" in host else host,
             server_port=args.port,
             max_file_size=args.max_upload,
             theme=theme,
@@ -120,6 +132,8 @@ def launch(args: argparse.Namespace, wait: bool = True):
             footer_links=[],
             ssr_mode=False,
             share=False,
+            state_session_capacity=MAX_SESSIONS,
+            app_kwargs=dict(middleware=[Middleware(refuse_foreign_hosts, host), Middleware(visitors.watch)]),
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{args.host}:{args.port}: the page cannot be served ({error})") from error

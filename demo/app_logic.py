@@ -4,8 +4,8 @@ import base64
 import html
 import io
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.hub.classes import class_title
+from models.layers import Block
 from models.likelihood.inside import Inside, Place, look_inside
 from models.sampling.edit import box_mask
 from models.sampling.guidance import Guidance
@@ -138,6 +139,19 @@ def extend(model, image, position, label: int | None, number: int, settings: dic
             image, position, label, num_results=number, callback_on_step_end=step, **settings
         )
     )
+
+
+def by_blocks(model, work: Callable) -> Iterator[tuple]:
+    """Calls work() and yields events like `watch`: each block of the model that computes is a step."""
+
+    def run(step: Callable):
+        with ExitStack() as hooks:
+            for block in model.modules():
+                if isinstance(block, Block):
+                    hooks.enter_context(block.register_forward_pre_hook(lambda *_: step()))
+            return work()
+
+    return watch(run)
 
 
 def painted(layers: Sequence[np.ndarray], side: int) -> np.ndarray:

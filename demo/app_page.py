@@ -3,14 +3,14 @@
 import inspect
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
-from uuid import uuid4
 
 import app_logic as logic
 import gradio as gr
 from app_logic import Chosen
+from app_server import Visitors
 from PIL import Image
 
 from models.hub.classes import class_title
@@ -56,19 +56,15 @@ def show_errors(function: Callable) -> Callable:
 class Page:
     """The state that the tabs share: the model, the chosen image, the history of images.
 
-    chosen, history, session, pressed  Gradio's states of one visitor: the `Chosen` image, the images drawn so
-                                       far, the visitor's id, and when a button was last pressed
-    request                            the last three, which `stream` needs
+    chosen, history  Gradio's states of one visitor: the `Chosen` image, and the images drawn so far
+    visitors         knows which requests somebody still waits for
     """
 
-    def __init__(self, model, max_batch: int, chunk: int | None):
+    def __init__(self, model, max_batch: int, chunk: int | None, visitors: Visitors):
         """Creates the states. Must be called inside gradio.Blocks."""
         self.model, self.max_batch, self.chunk, self.side = model, max_batch, chunk, model.img_size_list[0]
-        self.chosen, self.history, self.session = gr.State(), gr.State([]), gr.State(lambda: uuid4().hex)
-        self.pressed = gr.State(0.0)
-        self.request = [self.history, self.session, self.pressed]
-        # When each session last pressed Stop. Gradio's own cancelling would leave the thread at work.
-        self.stopped: dict[str, float] = {}
+        self.chosen, self.history = gr.State(), gr.State([])
+        self.visitors = visitors
         self.gallery = gr.Gallery(
             format="png",
             columns=8,
@@ -143,13 +139,33 @@ class Page:
         )
 
     def on_press(self, button: gr.Button, draw: Callable, inputs: list, outputs: list) -> None:
-        """Calls draw(*inputs, *request) after the button is pressed, as soon as the model is free.
+        """Calls draw(request, history, *inputs) after the button is pressed, as soon as the model is free.
 
-        Stop ends what was pressed before it, even if that still waits for the model.
+        A visitor who presses the button again calls off what it was to draw before.
         """
-        pressed = button.click(time.monotonic, None, self.pressed, queue=False, show_progress="hidden")
-        inputs = [*inputs, *self.request]
-        pressed.then(draw, inputs, outputs, **ONE_AT_A_TIME, show_progress="hidden")
+
+        def press(request: gr.Request) -> None:
+            self.visitors.end(request, draw)
+
+        pressed = button.click(press, queue=False, show_progress="hidden", api_visibility="private")
+        options = dict(trigger_mode="multiple", show_progress="hidden", **ONE_AT_A_TIME)
+        pressed.then(draw, [self.history, *inputs], outputs, **options)
+
+    def compute(self, request: gr.Request, work: Callable):
+        """Returns what `work` returns; or gr.skip(), as soon as nobody waits for it any more."""
+        for kind, value in self.while_wanted(logic.by_blocks(self.model, work), request):
+            if kind == "result":
+                return value
+        return gr.skip()
+
+    def while_wanted(self, events: Iterator[tuple], request: gr.Request, button=None) -> Iterator[tuple]:
+        """Yields events, but ends them and the work behind them as soon as nobody waits for it any more."""
+        while self.visitors.still_waits(request, button):
+            event = next(events, None)
+            if event is None:
+                return
+            yield event
+        events.close()
 
     def stream(
         self,
@@ -157,27 +173,26 @@ class Page:
         caption: str,
         label: int | None,
         settings: dict,
-        request: Sequence,
+        asked: tuple[gr.Request, list[Chosen], Callable],
         index: int = 0,
         generated: bool = False,
     ) -> Iterator[tuple]:
         """Yields values of the components of `result` while images are drawn, and at the end the images.
 
         events                              those of `live.watch`
-        request                             the values of `self.request`
+        asked                               the request, the visitor's history, and the `draw` of `on_press`
         label, settings, index, generated   see `Chosen`
         """
-        history, session, pressed = request
-        shown = -1.0
-        for kind, value in events:
-            if self.stopped.get(session, 0.0) > pressed:
-                events.close()
-                yield "<p>Stopped.</p>", gr.skip(), gr.skip(), gr.skip()
-                return
+        request, history, draw = asked
+        kind, shown = "step", -1.0
+        for kind, value in self.while_wanted(events, request, draw):
             if kind == "step" and time.monotonic() - shown >= PAUSE:
                 shown = time.monotonic()
                 yield logic.canvas(*value), gr.skip(), gr.skip(), gr.skip()
-        images = value  # of the last event
+        if kind == "step":  # not wanted any more
+            yield "<p>Stopped.</p>", gr.skip(), gr.skip(), gr.skip()
+            return
+        images = value
         caption = f"{caption}, seed {settings['seed']}, image"
         drawn = [
             Chosen(image, f"{caption} {number}", label, number, settings, generated)
@@ -204,10 +219,10 @@ class Page:
         return [live, self.gallery, gr.DownloadButton("Download PNG", interactive=False), self.history]
 
     def stop_button(self) -> None:
-        def stop(session: str) -> None:
-            self.stopped[session] = time.monotonic()
+        def stop(request: gr.Request) -> None:
+            self.visitors.end(request)
 
-        gr.Button("Stop").click(stop, self.session, None, queue=False)
+        gr.Button("Stop").click(stop, queue=False)
 
     def show_history(self) -> None:
         """Adds the gallery of the images that were drawn, the newest first. A click on one chooses it."""

@@ -26,13 +26,13 @@ def build_generate(page: Page) -> None:
             result = page.result()
 
     @show_errors
-    def generate(class_value, number, *rest):
-        (seed, guidance, temperature, *steps), request = rest[:-3], rest[-3:]
+    def generate(request: gr.Request, history, class_value, number, seed, guidance, temperature, *steps):
         label = page.label(class_value)
         options = page.options(seed, guidance, temperature, steps, label)
         number = logic.check_number(number, 1, page.max_batch, "the number of images")
         events = logic.draw(page.model, label, number, options)
-        for shown in page.stream(events, page.title(label), label, options, request, generated=True):
+        asked = request, history, generate
+        for shown in page.stream(events, page.title(label), label, options, asked, generated=True):
             history = shown[-1]
             yield *shown, history[0] if isinstance(history, list) else gr.skip()
 
@@ -57,8 +57,8 @@ def build_edit(page: Page) -> None:
     page.follow_class(menu)
 
     @show_errors
-    def edit(chosen, drawing, mode, by_box, x, y, width, height, class_value, number, *rest):
-        (seed, guidance, temperature, *steps), request = rest[:-3], rest[-3:]
+    def edit(request: gr.Request, history, chosen, drawing, mode, by_box, x, y, width, height, *rest):
+        class_value, number, seed, guidance, temperature, *steps = rest
         smaller = logic.is_smaller(chosen, page.side)
         if not (mode == logic.KEEP and smaller):
             logic.check_chosen(chosen, page.side)
@@ -76,7 +76,8 @@ def build_edit(page: Page) -> None:
             mask = logic.region(by_box, (x, y, width, height), layers, page.side)
             mask = ~mask if mode == logic.KEEP else mask
             events = logic.redraw(page.model, chosen.image, mask, label, number, options)
-        yield from page.stream(events, f"edit, {page.title(label)}", label, options, request)
+        asked = request, history, edit
+        yield from page.stream(events, f"edit, {page.title(label)}", label, options, asked)
 
     page.on_press(run, edit, [page.chosen, editor, mode, by_box, *box, menu, number, *settings], result)
 
@@ -120,10 +121,10 @@ def build_inside(page: Page) -> None:
     page.follow_image(parts.image)
 
     @show_errors
-    def look(chosen, x, y):
+    def look(request: gr.Request, chosen, x, y):
         logic.check_chosen(chosen, page.side)
         pixel = page.pixel(x, y)
-        shown = logic.look(page.model, chosen, pixel)
+        shown = page.compute(request, lambda: logic.look(page.model, chosen, pixel))
         choices = [name for name, _ in logic.patches_to_redraw(page.model, pixel)]
         if chosen.generated:
             choices += [name for name, _ in logic.levels_to_redraw(page.model)]
@@ -135,17 +136,18 @@ def build_inside(page: Page) -> None:
         return [min(page.side - 1, int(position) // zoom) for position in event.index]
 
     @show_errors
-    def draw_again(chosen, x, y, name, seed, *request):
+    def draw_again(request: gr.Request, history, chosen, x, y, name, seed):
+        asked = request, history, draw_again
         logic.check_chosen(chosen, page.side)
         settings = chosen.settings or vars(page.model.sampling_defaults)
         kept = [settings[name] for name in ("guidance_scale", "temperature", "num_inference_steps")]
         options = page.options(seed, *kept, chosen.label)
         level = dict(logic.levels_to_redraw(page.model)).get(name)
         if level is not None and chosen.generated:
-            yield from draw_level_again(page, chosen, level, name, options, request)
+            yield from draw_level_again(page, chosen, level, name, options, asked)
         else:
             box = dict(logic.patches_to_redraw(page.model, page.pixel(x, y))).get(name)
-            yield from draw_patch_again(page, chosen, box, name, options, request)
+            yield from draw_patch_again(page, chosen, box, name, options, asked)
 
     looked = dict(
         fn=look,
@@ -180,21 +182,21 @@ def inside_components(page: Page) -> SimpleNamespace:
     )
 
 
-def draw_level_again(page: Page, chosen, level: int, name: str, options: dict, request):
+def draw_level_again(page: Page, chosen, level: int, name: str, options: dict, asked):
     """Draws a generated image with new random numbers for one level, and yields like `Page.stream`."""
     options = logic.with_new_random_numbers(page.model, chosen, level, options["seed"])
     events = logic.draw(page.model, chosen.label, 1, options, chosen.index)
-    yield from page.stream(events, name, chosen.label, options, request, chosen.index, generated=True)
+    yield from page.stream(events, name, chosen.label, options, asked, chosen.index, generated=True)
 
 
-def draw_patch_again(page: Page, chosen, box, name: str, options: dict, request):
+def draw_patch_again(page: Page, chosen, box, name: str, options: dict, asked):
     """Repaints the patch `box` (x, y, side) of an image, and yields like `Page.stream`."""
     if box is None:
         raise UserError("look inside this image first, then choose what to draw again")
     x, y, side = box
     mask = logic.box_mask(page.side, (x, y, side, side)).numpy()
     events = logic.redraw(page.model, chosen.image, mask, chosen.label, min(4, page.max_batch), options)
-    yield from page.stream(events, f"again: {name}", chosen.label, options, request)
+    yield from page.stream(events, f"again: {name}", chosen.label, options, asked)
 
 
 def build_likelihood(page: Page) -> None:
@@ -224,17 +226,19 @@ def build_likelihood(page: Page) -> None:
     page.follow_class(menu)
 
     @show_errors
-    def likelihood(chosen, class_value, orders):
+    def likelihood(request: gr.Request, chosen, class_value, orders):
         logic.check_chosen(chosen, page.side)
         label = page.label(class_value)
         orders = logic.check_number(orders, 1, MAX_ORDERS, "the number of orders")
-        return logic.likelihood(page.model, chosen, label, orders)
+        return page.compute(request, lambda: logic.likelihood(page.model, chosen, label, orders))
 
     @show_errors
-    def posterior(chosen, classes, orders):
+    def posterior(request: gr.Request, chosen, classes, orders):
         logic.check_chosen(chosen, page.side)
         orders = logic.check_number(orders, 1, MAX_ORDERS, "the number of orders")
-        return logic.posterior(page.model, chosen, classes, orders, MAX_COMPARED)
+        return page.compute(
+            request, lambda: logic.posterior(page.model, chosen, classes, orders, MAX_COMPARED)
+        )
 
     run.click(likelihood, [page.chosen, menu, orders], shown, **ONE_AT_A_TIME)
     which.click(posterior, [page.chosen, compared, orders], share, **ONE_AT_A_TIME)

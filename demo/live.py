@@ -3,7 +3,18 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+
+# One thread does all work, one piece after the other: each thread that computes keeps memory of its own, and
+# its own helper threads.
+_jobs: queue.SimpleQueue = queue.SimpleQueue()
+
+
+def _work_on_jobs() -> None:
+    while True:
+        _jobs.get()()
+
+
+threading.Thread(target=_work_on_jobs, name="model", daemon=True).start()
 
 
 class Stopped(Exception):
@@ -11,11 +22,11 @@ class Stopped(Exception):
 
 
 def watch(work: Callable[[Callable], object]) -> Iterator[tuple]:
-    """Runs `work(callback)` in a thread and yields its events.
+    """Runs `work(callback)` in the thread that all work shares, and yields its events.
 
     Yields ("step", arguments) for each call of the callback, and at last ("result", what `work` returned).
     An exception of `work` is raised here. If the iterator is closed early, the next call of the callback
-    raises `Stopped`, which ends the work.
+    raises `Stopped`, which ends the work; if the work has not begun, it never does.
     """
     events: queue.SimpleQueue = queue.SimpleQueue()
     closed = threading.Event()
@@ -25,14 +36,17 @@ def watch(work: Callable[[Callable], object]) -> Iterator[tuple]:
             raise Stopped
         events.put(("step", arguments))
 
-    def run() -> None:
+    def job() -> None:
+        if closed.is_set():
+            return
         try:
             events.put(("result", work(callback)))
+        except Stopped:
+            pass  # an exception that is kept would keep everything that the work had in memory
         except BaseException as error:
             events.put(("error", error))
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    _jobs.put(job)
     try:
         while (event := events.get())[0] == "step":
             yield event
@@ -41,5 +55,4 @@ def watch(work: Callable[[Callable], object]) -> Iterator[tuple]:
         yield event
     finally:
         closed.set()
-        with suppress(RuntimeError):
-            thread.join()
+        del event

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import zipfile
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from util.errors import UserError
 sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
 import app
 import app_logic as logic
+import app_server
+import httpx
 
 NAMES = ("face", "<b>heart</b>", "hand", "cat")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -196,28 +199,51 @@ def test_watching_yields_each_step_then_the_result_and_ends_the_work_when_nobody
             ended.append(threading.current_thread())
             raise
 
-    watched = watch(work)
-    next(watched)
-    watched.close()
-    assert len(ended) == 1
-    assert not ended[0].is_alive()
+    with closing(watch(work)) as watched:
+        next(watched)
+    (event,) = watch(lambda callback: threading.current_thread())  # waits until the work before it has ended
+    assert ended == [event[1]]  # one thread does all work
     with pytest.raises(ZeroDivisionError):
         list(watch(lambda callback: 1 / 0))
 
 
-def test_defaults_are_local_and_bounded_and_errors_are_one_line(capsys):
+def test_a_likelihood_that_nobody_watches_ends_at_the_next_block(model):
+    passes = []
+
+    def work():
+        for _ in range(1000):
+            model.log_likelihood(image(), 1, num_orders=1, progress_bar=False)
+            passes.append(1)
+
+    with closing(logic.by_blocks(model, work)) as events:
+        next(events)
+    list(watch(lambda callback: None))  # waits until the work before it has ended
+    assert len(passes) < 10
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    result = list(logic.by_blocks(model, lambda: model.classify(image(), num_orders=1, progress_bar=False)))[
+        -1
+    ]
+    assert result[0] == "result"
+
+
+def test_defaults_are_local_and_bounded():
     args = app.get_parser().parse_args([])
     assert (args.host, args.max_batch, args.max_upload) == ("127.0.0.1", 16, "8mb")
-    for flags in ("--model /nowhere/at/all", "--max_batch 0"):
-        with pytest.raises(SystemExit):
-            app.main(flags.split())
-        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "flags", ["--model /nowhere/at/all", "--max_batch 0", "--port 99999999", "--port -1", "--port 0"]
+)
+def test_errors_are_one_line_that_names_the_flag(capsys, flags):
+    with pytest.raises(SystemExit):
+        app.main(flags.split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert flags.split()[1 if "model" in flags else 0] in line
 
 
 @pytest.fixture(scope="module")
 def address(model, tmp_path_factory):
     """Serves the page in a thread, and yields its address."""
-    pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     pytest.importorskip("gradio", reason="pip install -e '.[app]'")
     folder = tmp_path_factory.mktemp("model") / "tiny"
     model.save_pretrained(folder)
@@ -234,7 +260,7 @@ def address(model, tmp_path_factory):
 
 @pytest.fixture
 def browser(address):
-    playwright = sys.modules["playwright.sync_api"]
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     with playwright.sync_playwright() as api:
         path = CHROMIUM or api.chromium.executable_path
         if not Path(path).exists():
@@ -247,6 +273,89 @@ def browser(address):
         page.get_by_role("button", name="Generate", exact=True).wait_for()
         yield page
         opened.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", ""), ("POST", "gradio_api/queue/join"), ("GET", "gradio_api/queue/data")]
+)
+def test_a_foreign_host_is_refused(address, method, path):
+    answer = httpx.request(method, f"{address}/{path}", headers={"Host": "evil.example:7860"})
+    assert (answer.status_code, answer.text.splitlines()) == (400, [app_server.REFUSED.strip()])
+    assert httpx.get(address, headers={"Host": "localhost:8000"}).status_code == 200
+
+
+class Endless:
+    """Stands for drawings that never end: `logic.draw`, and how many of them have begun and ended."""
+
+    def __init__(self):
+        self.begun = self.ended = 0
+
+    def __call__(self, *arguments):
+        def work(step):
+            self.begun += 1
+            try:
+                while True:
+                    step(0, 9, torch.zeros(1, 3, 8, 8))
+                    time.sleep(0.05)
+            finally:
+                self.ended += 1
+
+        return watch(work)
+
+    def wait(self, begun: int, ended: int) -> None:
+        deadline = time.monotonic() + 60
+        while (self.begun, self.ended) != (begun, ended) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert (self.begun, self.ended) == (begun, ended)
+
+
+@pytest.fixture
+def endless(monkeypatch):
+    monkeypatch.setattr(logic, "draw", Endless())
+    return logic.draw
+
+
+def ask(address: str, name: str, *values) -> None:
+    """Posts a request as Gradio's clients do; inputs that are not given have the values that the page shows."""
+    page = httpx.get(f"{address}/config").json()
+    (event,) = (event for event in page["dependencies"] if event["api_name"] == name)
+    shown = {part["id"]: part["props"].get("value") for part in page["components"]}
+    data = [*values, *(shown[number] for number in event["inputs"][len(values) :])]
+    request = dict(data=data, fn_index=event["id"], session_hash="a_client")
+    httpx.post(f"{address}/gradio_api/queue/join", json=request).raise_for_status()
+
+
+@contextmanager
+def answers(address: str):
+    """Listens to the answers to `ask`; yields their lines."""
+    stream = f"{address}/gradio_api/queue/data?session_hash=a_client"
+    with httpx.stream("GET", stream, timeout=60) as events:
+        yield events.iter_lines()
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_drawing_ends_if_its_client_leaves_or_never_listens(address, endless, listens, monkeypatch):
+    ask(address, "generate")
+    if listens:
+        with answers(address) as lines:
+            next(line for line in lines if "process_generating" in line)
+            monkeypatch.setattr(app_server, "GRACE", 0.0)
+            time.sleep(0.3)  # some steps
+            assert (endless.begun, endless.ended) == (1, 0)
+    endless.wait(1, 1)
+
+
+def test_uploads_are_deleted_after_use_and_those_that_are_never_used_are_few(address):
+    paths = []
+    for number in range(app_server.MAX_UPLOADS + 2):
+        files = {"files": ("image.png", logic.png(image(100 + number)))}
+        paths += httpx.post(f"{address}/gradio_api/upload", files=files).json()
+    there = [Path(path).exists() for path in paths]
+    assert there == [False] * 2 + [True] * app_server.MAX_UPLOADS
+    ask(address, "upload", {"path": paths[-1], "meta": {"_type": "gradio.FileData"}})
+    with answers(address) as lines:
+        assert '"success":true' in next(line for line in lines if "process_completed" in line)
+    assert not Path(paths[-1]).exists()
 
 
 def press(page, name: str) -> None:
@@ -366,29 +475,9 @@ def test_errors_are_messages_and_a_phone_needs_no_sideways_scrolling(browser, tm
     assert "Traceback" not in browser.content()
 
 
-def test_stop_ends_drawings_and_waiting_ones_and_keeps_the_chosen_image(browser, monkeypatch, tmp_path):
+def test_stop_a_second_press_or_leaving_ends_drawings_and_keeps_the_chosen_image(browser, endless, tmp_path):
     from playwright.sync_api import expect
 
-    ended = []
-
-    def endless(*arguments):
-        def work(step):
-            try:
-                while True:
-                    step(0, 9, torch.zeros(1, 3, 8, 8))
-                    time.sleep(0.05)
-            finally:
-                ended.append(True)
-
-        return watch(work)
-
-    def wait_for(number: int) -> None:
-        deadline = time.monotonic() + 60
-        while len(ended) < number and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert len(ended) == number
-
-    monkeypatch.setattr(logic, "draw", endless)
     image(7).save(tmp_path / "known.png")
     browser.locator("#upload input[type=file], input[type=file]").first.set_input_files(
         tmp_path / "known.png"
@@ -396,16 +485,22 @@ def test_stop_ends_drawings_and_waiting_ones_and_keeps_the_chosen_image(browser,
     expect(browser.locator("#thumb")).to_contain_text("known.png")
     press(browser, "Generate")
     expect(browser.locator("progress:visible")).to_be_visible()
+    press(browser, "Generate")
+    endless.wait(begun=2, ended=1)
     other = browser.context.browser.new_page()
     other.goto(browser.url)
     press(other, "Generate")
     expect(other.get_by_text("queue", exact=False).first).to_be_visible()
     press(other, "Stop")
     press(browser, "Stop")
-    wait_for(2)  # the other page's drawing ends as soon as it begins
+    endless.wait(begun=2, ended=2)  # the other page's drawing never begins
     expect(browser.get_by_text("Stopped.")).to_be_visible()
     expect(browser.locator("progress:visible")).to_have_count(0)
     expect(browser.locator("#thumb")).to_contain_text("known.png")
+    press(other, "Generate")
+    endless.wait(begun=3, ended=2)
+    other.close()
+    endless.wait(begun=3, ended=3)
     browser.get_by_role("tab", name="Likelihood").click()
     press(browser, "Compute the likelihood")
     expect(browser.locator("h4:visible", has_text="bits per dimension")).to_be_visible()
