@@ -6,18 +6,18 @@ MODEL is a folder that save_pretrained wrote, or an id on the Hugging Face hub. 
 model's size, train/CLASS/*.png and val/CLASS/*.png. Prints both accuracies on val.
 """
 
-import sys
+import environment  # noqa: F401  first: without its packages a demo says how to get them
+
+# isort: split
 import time
 from pathlib import Path
 
 import torch
+from common import add_device_flag, classify_by_regression, make_parser, read_split
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # in case the package is not installed
-
-from common import add_device_flag, classify_by_regression, make_parser, read_split
-
 from models.hub.zoo import load
+from util.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,7 +31,12 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     with parser.one_line_errors():
         model = load(args.model, args.device)
-        images, labels = read_split(args.data / "val")
+        (train, train_labels), (images, labels) = (read_split(args.data / name) for name in ("train", "val"))
+        for split, number in (("train", train_labels.max() + 1), ("val", labels.max() + 1)):
+            if number != model.class_num:
+                raise UserError(f"{args.data / split} has {number} classes, {args.model} {model.class_num}")
+        if train.shape[1:] != images.shape[1:]:
+            raise UserError(f"{args.data}: the images in train and in val are not of one size")
         start = time.perf_counter()
         posterior = model.classify(images, num_orders=args.num_orders)
     labels = torch.from_numpy(labels)

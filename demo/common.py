@@ -7,19 +7,18 @@ import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from environment import ROOT
 from PIL import Image
 
 from models.hub.zoo import BUNDLED
 from util.crop import center_crop_arr
-from util.errors import UserError
-from util.files import atomic_write
+from util.errors import UserError, reading
+from util.files import atomic_write, check_writable
 from util.flags import Parser
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def make_parser(script: str, description: str) -> Parser:
@@ -42,10 +41,28 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add_device_flag(parser)
 
 
-def check_ending(flag: str, path: Path, *endings: str) -> None:
-    """Raises UserError unless the file's name ends in one of `endings`, such as ".png"."""
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Returns the `type` of a flag that takes a whole number from `low` to `high`; None: of any size."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < low or (high is not None and value > high):
+            bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text} must be {bounds}")
+        return value
+
+    number.__name__ = "whole number"  # argparse shows it
+    return number
+
+
+def check_output(flag: str, path: Path, *endings: str) -> None:
+    """Raises UserError unless the file can be written and its name ends in one of `endings`, such as ".png".
+
+    It makes the file's folder. Demos call it before the work.
+    """
     if path.suffix.lower() not in endings:
         raise UserError(f"{flag} {path}: its name must end in {' or '.join(endings)}")
+    check_writable(path, f"{flag} {path}")
 
 
 def crop_and_scale(image: Image.Image, side: int, path: Path) -> Image.Image:
@@ -119,10 +136,18 @@ def read_split(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Reads all images folder/CLASS/*.png, which must have one size.
 
     Returns uint8 images (n, side, side, 3), and labels (n,): numbers of the classes in alphabetical order.
+    Raises UserError where there are none, or one cannot be read or has another size.
     """
     paths = sorted(folder.glob("*/*.png"))
+    if not paths:
+        raise UserError(f"{folder}: there are no images CLASS/*.png in this folder")
     classes = sorted({path.parent.name for path in paths})
-    images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    images = []
+    for path in paths:
+        with reading(path, "cannot be read as an image"):
+            images.append(np.asarray(Image.open(path).convert("RGB")))
+        if images[-1].shape != images[0].shape:
+            raise UserError(f"{path}: is not of the size of {paths[0]}; all images must have one size")
     return np.stack(images), np.array([classes.index(path.parent.name) for path in paths])
 
 

@@ -8,18 +8,16 @@ guidance, and repaints parts of validation scans. Writes the samples, the edits,
 A second call does not train again, except with --retrain.
 """
 
+import environment  # noqa: F401  first: without its packages a demo says how to get them
+
+# isort: split
 import json
 import shutil
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # in case the package is not installed
-
 from common import (
     ROOT,
     classify_by_regression,
@@ -29,10 +27,12 @@ from common import (
     read_split,
     run_main,
 )
+from PIL import Image
 
 from models import fractalgen
 from models.sampling.edit import box_mask
 from util import checkpoint
+from util.flags import make_writable
 from util.pixels import make_sheet
 
 PER_CLASS = 8  # samples of each digit
@@ -143,9 +143,9 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=ROOT / "output" / "digits")
     parser.add_argument("--retrain", action="store_true", help="train again from the start")
     args = parser.parse_args()
-    folder = args.output_dir.resolve()
+    with parser.one_line_errors():
+        folder = make_writable(args.output_dir).resolve()
     data, run = folder / "data", folder / "run"
-    folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     if not data.exists():
         write_digits(data)

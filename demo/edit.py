@@ -11,26 +11,28 @@ cropped and scaled as for training (ADM's crop), and so is the mask. Writes OUT.
 OUT-1.png, OUT-2.png, and so on; and OUT-sheet.png, which shows the image, the mask and the results.
 """
 
+import environment  # noqa: F401  first: without its packages a demo says how to get them
+
+# isort: split
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
+from common import add_model_flags, check_output, crop_and_scale, make_parser, save_png, whole_number
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # in case the package is not installed
-
-from common import add_model_flags, check_ending, crop_and_scale, make_parser, save_png
 
 from models.hub.classes import find_class
 from models.hub.zoo import load
 from models.sampling.constraints import Constraint, Grey, Palette, Within
 from models.sampling.edit import box_mask
+from models.sampling.generate import is_out_of_memory
 from util.crop import center_crop_arr
 from util.errors import UserError
 from util.flags import Parser
 from util.inputs import open_exact, to_mask_batch
 from util.pixels import make_sheet
+
+MAX_RESULTS = 1000  # the sheet shows them in one row
 
 
 def get_parser() -> Parser:
@@ -45,7 +47,9 @@ def get_parser() -> Parser:
     area.add_argument("--uncrop", type=int, nargs=3, metavar=("X", "Y", "SIZE"))
     add_model_flags(parser)
     parser.add_argument("--label", help="number or name of the class; default: unconditional")
-    parser.add_argument("--results", type=int, default=1, help="number of results")
+    parser.add_argument(
+        "--results", type=whole_number(1, MAX_RESULTS), default=1, help=f"at most {MAX_RESULTS}"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--cfg", type=float, nargs="+", help="guidance scale: one, or one for each level above the pixel"
@@ -119,11 +123,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = get_parser()
     args = parser.parse_args(arguments)
     with parser.one_line_errors(ValueError, OSError):
-        run(args)
+        try:
+            run(args)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError("out of memory; give fewer --results") from error
 
 
 def run(args: argparse.Namespace) -> None:
-    check_ending("-o", args.output, ".png")
+    check_output("-o", args.output, ".png")
     model = load(args.model, args.device)
     image, mask = prepare(args, model.img_size_list[0])
     values = np.asarray(image)

@@ -9,16 +9,14 @@ those of lossless files. Writes two sheets: samples of every class, and samples 
 nearest to them. A second call does not train again, but goes on if training was stopped. See --retrain.
 """
 
+import environment  # noqa: F401  first: without its packages a demo says how to get them
+
+# isort: split
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # in case the package is not installed
-
 from common import (
     ROOT,
     classify_by_regression,
@@ -29,10 +27,12 @@ from common import (
     run_main,
 )
 from emoji_data import CLASSES, COPY, prepare
+from PIL import Image
 
 from models import fractalgen
 from models.fractalgen import FractalGen
 from util import checkpoint
+from util.flags import make_writable
 from util.pixels import make_sheet
 
 PER_CLASS = 6  # samples of each class
@@ -146,9 +146,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=32, help="of training; more is better")
     parser.add_argument("--retrain", action="store_true", help="train again from the start")
     args = parser.parse_args()
-    folder = args.output_dir.resolve()
+    with parser.one_line_errors():
+        folder = make_writable(args.output_dir).resolve()
     data, run = folder / "data", folder / "run"
-    folder.mkdir(parents=True, exist_ok=True)
     if not data.exists():
         prepare(data)
     if args.model is None:

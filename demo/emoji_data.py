@@ -4,7 +4,9 @@ python demo/emoji_data.py output/emoji/data        downloads them with npm (71 M
 python demo/emoji_data.py output/emoji/data --package node_modules/emoji-datasource-google
 """
 
-import argparse
+import environment  # noqa: F401  first: without its packages a demo says how to get them
+
+# isort: split
 import hashlib
 import json
 import re
@@ -15,7 +17,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from common import make_parser
 from PIL import Image, ImageOps
+
+from util.files import check_writable
 
 PACKAGE = "emoji-datasource-google@16.0.0"  # Noto emoji of 64 px; JSON of their names and categories
 SIDE = 32  # pixels
@@ -128,16 +133,16 @@ def prepare(folder: Path, package: Path | None = None) -> None:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser("emoji_data.py", __doc__)
     parser.add_argument("folder", type=Path, help="folder to make, with train/CLASS and val/CLASS")
     parser.add_argument("--package", type=Path, help=f"folder of {PACKAGE}, if npm has unpacked it already")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.folder.exists():
         parser.error(f"{args.folder} exists already; give a new folder")
-    prepare(args.folder, args.package)
+    with parser.one_line_errors(OSError, subprocess.CalledProcessError):
+        check_writable(args.folder, str(args.folder))
+        prepare(args.folder, args.package)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,16 @@ pixel to know the class (green: the pixel speaks for the class; pink: against it
 channel, and the most probable classes.
 """
 
+import environment  # noqa: F401  first: without its packages a demo says how to get them
+
+# isort: split
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # in case the package is not installed
-
 from charts import heat_map
-from common import add_model_flags, check_ending, crop_and_scale, make_parser, save_png
+from common import add_model_flags, check_output, crop_and_scale, make_parser, save_png
 
 from models.hub.classes import find_class
 from models.hub.zoo import load
@@ -51,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_ending("-o", args.output, ".png")
+    check_output("-o", args.output, ".png")
     model = load(args.model, args.device)
     side = model.img_size_list[0]
     image = crop_and_scale(open_exact(args.image), side, args.image)

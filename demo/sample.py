@@ -6,18 +6,17 @@
 Images are written as PNG. A setting that is left out has the model's default value.
 """
 
+import environment  # noqa: F401  first: without its packages a demo says how to get them
+
+# isort: split
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # in case the package is not installed
-
 from animation import Growth, check_can_write, save_animation
-from common import ROOT, add_model_flags, check_ending, make_parser, save_png
+from common import ROOT, add_model_flags, check_output, make_parser, save_png, whole_number
+from PIL import Image
 
 from models.hub.classes import class_title, find_class
 from models.hub.zoo import load
@@ -25,6 +24,7 @@ from models.sampling.generate import is_out_of_memory
 from models.sampling.guidance import SCHEDULES, Guidance
 from models.sampling.options import check_steps
 from util.errors import UserError
+from util.files import check_writable
 from util.flags import Parser
 from util.pixels import make_sheet
 
@@ -33,10 +33,8 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return int(text)
+positive = whole_number(1)
+MAX_PIXELS = 2**28  # of a sheet: 768 MiB of memory
 
 
 def get_parser() -> Parser:
@@ -158,18 +156,22 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_output(args)
+    check_outputs(args)
     model = load(args.model, args.device)
     settings = check_settings(model, args)
     if args.classes:
         classes = [find_class(name, model.class_names, model.class_num) for name in args.classes]
     else:
         classes = list(range(min(10, model.class_num))) or [None]
-    labels = [label for label in classes for _ in range(args.num)]
     side = model.img_size_list[0]
     zoom = args.zoom or max(1, -(-96 // side))
-    for path in (args.sheet, *args.growth):
-        path.parent.mkdir(parents=True, exist_ok=True)  # fails before the work if it cannot be done
+    count = len(classes) * args.num
+    if (pixels := count * (side * zoom) ** 2) > MAX_PIXELS:
+        raise UserError(
+            f"the sheet of {count} images would have {pixels:,} pixels, more than {MAX_PIXELS:,}; "
+            "give a smaller --zoom or --num"
+        )
+    labels = [label for label in classes for _ in range(args.num)]
     growth = Growth(args.num, zoom) if args.growth else None
     images = draw(model, labels, settings, args.batch, growth)
     row_labels = [] if classes == [None] else [class_title(label, model.class_names) for label in classes]
@@ -184,13 +186,16 @@ def run(args: argparse.Namespace) -> None:
     print(f"{len(images)} images of {side} x {side} pixels, seed {args.seed}:", ", ".join(map(str, written)))
 
 
-def check_output(args: argparse.Namespace) -> None:
+def check_outputs(args: argparse.Namespace) -> None:
     """Raises UserError for an output that cannot be written, or whose folder holds other files."""
     for path in args.growth:
         check_can_write(path)
-    check_ending("--sheet", args.sheet, ".png")
-    if args.folders and args.folders.is_dir() and any(args.folders.iterdir()):
-        raise UserError(f"--folders {args.folders}: this folder is not empty; give a new one")
+        check_output("--growth", path, ".gif", ".mp4")
+    check_output("--sheet", args.sheet, ".png")
+    if args.folders:
+        if args.folders.is_dir() and any(args.folders.iterdir()):
+            raise UserError(f"--folders {args.folders}: this folder is not empty; give a new one")
+        check_writable(args.folders / "0000.png", f"--folders {args.folders}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from util import checkpoint, download
 from util.errors import UserError, one_line, reading
-from util.files import sha256
+from util.files import check_archive, sha256
 
 NAME = "inception-v3-compat"
 URL = (
@@ -67,6 +67,7 @@ class Inception:
         from torch_fidelity import FeatureExtractorInceptionV3
 
         try:
+            check_archive(path)
             content = torch.load(path, map_location=lambda storage, _: storage, weights_only=True)
         except Exception as error:  # a hostile file can make the reader raise anything
             reason = one_line(str(error).split(". ")[0])

@@ -17,10 +17,44 @@ ADM = (
     "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/{0}"
     "/VIRTUAL_imagenet{0}_labeled.npz"
 )
-WHERE = (
-    f"get {ADM.format(64)} (64 px) or {ADM.format(256)} (256 px), "
-    "or make one: python -m evaluation.score DATA --make_reference FILE"
-)
+
+
+def where_from(size: int | None) -> str:
+    """Says where to get a reference for images of `size` x `size` pixels; None: their size is not known."""
+    crop = f" --img_size {size}" if size else ""
+    make = f"make one of your images: python -m evaluation.score DATA --make_reference FILE.npz{crop}"
+    of_imagenet = [f"{ADM.format(side)} ({side} px)" for side in (64, 256) if size in (side, None)]
+    return f"for ImageNet get {' or '.join(of_imagenet)}, or {make}" if of_imagenet else make
+
+
+def open_npz(path: Path, size: int | None = None) -> Npz:
+    """Opens a reference npz and checks the names, dtypes and shapes of its arrays, without reading them.
+
+    `size` is that of the images, for the message. Raises UserError that says what is wrong with the file and
+    where to get a good one.
+    """
+    advice = where_from(size)
+    try:
+        npz = Npz(path)
+    except UserError as error:
+        raise UserError(f"{error}, or {advice}") from error
+    names = npz.arrays.keys()
+    if not names & {"mu", "sigma", "features", "arr_0"}:
+        listed = ", ".join(names)
+        raise UserError(
+            f"{path}: a reference has mu and sigma, or images as arr_0, but this has {listed}; {advice}"
+        )
+    if names & {"mu", "sigma", "features"}:
+        shapes = {"mu": (DIM,), "sigma": (DIM, DIM)}
+        if "features" in names:
+            shapes["features"] = (*npz.arrays["features"][1][:1], DIM)
+        for name, shape in shapes.items():
+            dtype, found = npz.arrays.get(name, (None, None))
+            if found != shape or dtype.kind != "f":
+                raise UserError(
+                    f"{path}: {name} is {npz.describe(name)}, it must be floats {shape}; {advice}"
+                )
+    return npz
 
 
 def open_reference(path: Path, measurer: Measurer, split: str | None = None) -> Measured | None:
@@ -33,19 +67,15 @@ def open_reference(path: Path, measurer: Measurer, split: str | None = None) -> 
     """
     if path.is_dir():
         return measurer.measure(path, split, keep=SAMPLE)
-    npz, digest, found = Npz(path), sha256(path), None
+    npz, digest, found = open_npz(path, measurer.size), sha256(path), None
     names = npz.arrays.keys()
     if names & {"mu", "sigma", "features"}:
-        mu, sigma = read(npz, "mu", (DIM,), np.float64), read(npz, "sigma", (DIM, DIM), np.float64)
+        mu, sigma = read(npz, "mu", np.float64), read(npz, "sigma", np.float64)
         found = Measured(mu, sigma, None, None, {"path": str(path), "sha256": digest})
-    elif "arr_0" not in names:
-        listed = ", ".join(names)
-        raise UserError(f"{path}: a reference has mu and sigma, or images as arr_0, but this has {listed}")
     if "features" in names:
         note = read_note(path, measurer, digest)
         found.about |= {"made": note, "pictures": note["pictures"]}
-        count = npz.arrays["features"][1][0]
-        found.features = torch.from_numpy(read(npz, "features", (count, DIM), np.float32))
+        found.features = torch.from_numpy(read(npz, "features", np.float32))
     elif "arr_0" in names:
         measured = measurer.measure(path, keep=SAMPLE)
         if measured is None:
@@ -58,11 +88,8 @@ def open_reference(path: Path, measurer: Measurer, split: str | None = None) -> 
     return found
 
 
-def read(npz: Npz, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """Reads an array of finite numbers of that shape, as `dtype`: torch-fidelity wants one for both sides."""
-    found, found_shape = npz.arrays.get(name, (None, None))
-    if found_shape != shape or found.kind != "f":
-        raise UserError(f"{npz.path}: {name} is {npz.describe(name)}, it must be floats {shape}; {WHERE}")
+def read(npz: Npz, name: str, dtype: type) -> np.ndarray:
+    """Reads an array of finite numbers as `dtype`: torch-fidelity wants one for both sides."""
     values = npz.array(name).astype(dtype)
     if not np.isfinite(values).all():
         raise UserError(f"{npz.path}: {name} holds numbers that are not finite; get it again")

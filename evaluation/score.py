@@ -18,15 +18,16 @@ from pathlib import Path
 import torch
 
 from evaluation import metrics
-from evaluation.features import Measured, Measurer
+from evaluation.features import Measured, Measurer, open_images
 from evaluation.gallery import MANIFEST
 from evaluation.inception import Inception
-from evaluation.reference import WHERE, make_reference, open_reference
+from evaluation.reference import make_reference, open_npz, open_reference, where_from
 from util import dist
 from util.dist import World
 from util.errors import UserError, reading
+from util.files import check_writable
 from util.flags import Parser, provenance
-from util.meters import printable
+from util.run.meters import printable
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,11 @@ def scorer_of_flags(args: argparse.Namespace, device: torch.device, world: World
     default = Path("fid_stats") / f"adm_in{args.img_size}_stats.npz"  # where the published code looks
     path = Path(args.fid_stats) if args.fid_stats else default
     if args.fid_stats and not path.exists():
-        raise UserError(f"{path}: no such reference; {WHERE}")
+        raise UserError(f"{path}: no such reference; {where_from(args.img_size)}")
     if not path.exists() and not args.sweep:
         return None
+    if path.is_file():
+        open_npz(path, args.img_size)  # a file that is none must not first cost a download of the network
     measurer = Measurer(Inception(args.inception_weights, device), world, args.img_size, args.num_workers)
     return Scorer(measurer, open_reference(path, measurer) if path.exists() else None)
 
@@ -124,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     if not Path(args.images).exists():
         parser.error(f"{args.images}: no such folder of images or npz file")
     if args.reference and not Path(args.reference).exists():
-        parser.error(f"{args.reference}: no such reference; {WHERE}")
+        parser.error(f"{args.reference}: no such reference; {where_from(args.img_size)}")
     with parser.one_line_errors():
         run(args)
     dist.disconnect()
@@ -134,17 +137,22 @@ def run(args: argparse.Namespace) -> None:
     world = dist.from_environment()
     device = dist.pick_device(args.device, world)
     images = Path(args.images)
+    beside = images / "metrics.json" if images.is_dir() else images.with_suffix(".metrics.json")
+    path = Path(args.make_reference or args.metrics or beside)
+    check_writable(path, str(path))  # what is wrong is said before a network is downloaded and run
+    if images.is_file() and not (args.make_reference and args.split):
+        open_images(images)
+    if args.reference and Path(args.reference).is_file():
+        open_npz(Path(args.reference), args.img_size)
     dist.connect(world, device)
     measurer = Measurer(Inception(args.inception_weights, device), world, args.img_size, args.num_workers)
     if args.make_reference:
-        note = make_reference(images, Path(args.make_reference), measurer, args.split)
+        note = make_reference(images, path, measurer, args.split)
         if note is not None:
             count, kept = note["pictures"], note["features"]
             print(f"{args.make_reference}: mu and sigma of {count} images, features of {kept}")
         return
     reference = open_reference(Path(args.reference), measurer, args.split) if args.reference else None
-    beside = images / "metrics.json" if images.is_dir() else images.with_suffix(".metrics.json")
-    path = Path(args.metrics) if args.metrics else beside
     Scorer(measurer, reference).publish(images, path, path.parent / "scores", provenance(args))
 
 

@@ -132,6 +132,7 @@ def test_uncrop_places_the_image_and_a_palette_bounds_the_colours(model, image, 
         (["--mask", "black.png"], "nothing to repaint: the mask has no white pixel"),
         (["--mask", "in.png"], "mask is not binary"),
         (["--mask", "none.png"], "none.png: cannot be read as an image (No such file"),
+        (["--box", "0", "0", "4", "4", "--results", "100000000"], "100000000 must be from 1 to 1000"),
         ([], "one of the arguments --mask --box --outpaint --uncrop is required"),
     ],
 )
@@ -146,6 +147,23 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert message in line
     assert line.startswith("edit.py: error: ")
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("demo", [edit, likelihood])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(demo, image, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "load", None)
+    arguments = [image(8, 8)[0], "-o", "/proc/x/out.png", *(["--box", "0", "0", "4", "4"] * (demo is edit))]
+    assert "-o /proc/x/out.png: cannot be written (No such file" in refused(demo.main, arguments, capsys)
+
+
+def test_a_lack_of_memory_is_reported_in_one_line(model, image, tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(edit, "prepare", fail)
+    path, _ = image(8, 8)
+    arguments = [path, "--box", "0", "0", "4", "4", "--model", model, "-o", str(tmp_path / "out.png")]
+    assert "out of memory; give fewer --results" in refused(edit.main, arguments, capsys)
 
 
 def test_a_likelihood_sheet_and_its_table(model, image, tmp_path, capsys):

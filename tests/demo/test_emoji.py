@@ -187,3 +187,21 @@ def test_training_images_to_compare_with_are_as_many_as_held_out_ones_and_no_cop
         held_out, seen = (list((tmp_path / folder / "val" / label).iterdir()) for folder in ("data", "seen"))
         assert len(seen) == len(held_out)
         assert not any(emoji_data.COPY.search(path.stem) for path in seen)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_download(monkeypatch, capsys):
+    monkeypatch.setattr(emoji_data, "prepare", None)
+    with pytest.raises(SystemExit, match="2"):
+        emoji_data.main(["/proc/x"])
+    assert (
+        capsys.readouterr().err
+        == "emoji_data.py: error: /proc/x: cannot be written (No such file or directory)\n"
+    )
+
+
+def test_without_npm_or_its_package_the_error_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    for flags in ([], ["--package", str(tmp_path / "none")]):
+        with pytest.raises(SystemExit, match="2"):
+            emoji_data.main([str(tmp_path / "data"), *flags])
+        assert capsys.readouterr().err.count("\n") == 1

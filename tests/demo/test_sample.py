@@ -94,8 +94,12 @@ BAD = {
     "--growth a.avi": ".gif or .mp4",
     "--seed -1": "seed -1",
     "--device cuda:77": "cuda:77",
-    "--sheet /proc/nowhere/a.png": "/proc/nowhere",
+    "--sheet /proc/nowhere/a.png": "--sheet /proc/nowhere/a.png: cannot be written (No such file or directory)",
     "--num 0": "must be at least 1",
+    "--zoom 1000000": "give a smaller --zoom or --num",
+    "--num 100000000": "the sheet of 400000000 images would have",
+    "--growth /proc/nowhere/a.gif": "--growth /proc/nowhere/a.gif: cannot be written (No such file or directory)",
+    "--folders /proc/nowhere": "--folders /proc/nowhere: cannot be written (No such file or directory)",
 }
 
 
@@ -107,6 +111,14 @@ def test_bad_input_ends_in_one_line(flags, folder, tmp_path, capsys):
     assert (ended.value.code, len(error)) == (2, 1)
     assert BAD[flags] in error[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_model_is_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sample, "load", None)
+    for flags in ("--sheet /proc/x/a.png", "--growth /proc/x/a.gif", "--folders /proc/x"):
+        with pytest.raises(SystemExit, match="2"):
+            sample.main(f"--sheet {tmp_path}/a.png {flags}".split())
+        assert f"{flags}: cannot be written" in capsys.readouterr().err
 
 
 def test_a_lack_of_memory_is_reported_in_one_line(folder, tmp_path, monkeypatch, capsys):

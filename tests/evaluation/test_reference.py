@@ -8,7 +8,7 @@ import torch
 
 from conftest import random_values, save_image
 from evaluation.features import Measurer, gaussian
-from evaluation.reference import DIM, make_reference, open_reference
+from evaluation.reference import DIM, make_reference, open_reference, where_from
 from util.dist import World
 from util.errors import UserError
 
@@ -104,12 +104,24 @@ def test_an_npz_that_is_no_reference_is_one_line_that_says_where_to_get_one(tmp_
     eye = np.eye(DIM)
     for arrays, message in (
         ({"mu": np.zeros(DIM)}, r"sigma is missing, it must be floats \(2048, 2048\)"),
-        ({"mu": np.zeros(9), "sigma": eye}, r"mu is float64 \(9,\), it must be floats \(2048,\); get https"),
+        (
+            {"mu": np.zeros(9), "sigma": eye},
+            r"mu is float64 \(9,\), it must be floats \(2048,\); for ImageNet get https",
+        ),
         ({"mu": np.zeros(DIM, int), "sigma": eye}, "mu is int64"),
         ({"mu": np.full(DIM, np.nan), "sigma": eye}, "mu holds numbers that are not finite"),
         ({"weights": np.zeros(3)}, "a reference has mu and sigma, or images as arr_0, but this has weights"),
+        ({"mu": np.zeros(DIM), "sigma": eye, "features": np.zeros(())}, "features is float64"),
     ):
         np.savez(path, **arrays)
         with pytest.raises(UserError, match=message) as refused:
             open_it(path)
         assert "\n" not in str(refused.value)
+
+
+def test_the_advice_fits_the_size_of_the_images():
+    for size, sides in ((32, ()), (64, (64,)), (256, (256,)), (None, (64, 256))):
+        advice = where_from(size)
+        assert [side for side in (64, 256) if f"imagenet{side}_labeled.npz" in advice] == list(sides)
+        assert "python -m evaluation.score DATA --make_reference FILE.npz" in advice
+        assert ("--img_size" in advice) == (size is not None)

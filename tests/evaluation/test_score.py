@@ -161,7 +161,7 @@ def test_an_npz_without_a_reference_gets_an_inception_score(colour_network, tmp_
 
 BAD = {
     "no images": ("{0}/none", "none: no such folder of images or npz file"),
-    "no reference": ("{0}/images {0}/none.npz", "none.npz: no such reference; get https://"),
+    "no reference": ("{0}/images {0}/none.npz", "none.npz: no such reference; for ImageNet get https://"),
     "both": ("{0}/images {0}/images --make_reference {0}/out.npz", "--make_reference takes DATA alone"),
     "name": ("{0}/images --make_reference {0}/out", "must end in .npz"),
     "split of nothing": ("{0}/images --split val", "--split val belongs to REFERENCE or --make_reference"),
@@ -181,6 +181,27 @@ def test_bad_input_is_one_line_and_status_2(bad, colour_network, images, tmp_pat
     error = capsys.readouterr().err
     assert message in error.splitlines()[-1]
     assert error.startswith("evaluation.score: error: ")
+    assert error.count("\n") == 1
+
+
+BEFORE_THE_NETWORK = {
+    "reference": ("{0}/images {0}/text", "text: cannot be read as npz"),
+    "images": ("{0}/text", "text: cannot be read as npz"),
+    "metrics": ("{0}/images --metrics /proc/x/out.json", "/proc/x/out.json: cannot be written (No such file"),
+    "metrics is a folder": ("{0}/images --metrics {0}", "cannot be written (Is a directory)"),
+    "new reference": ("{0}/images --make_reference /proc/x/o.npz", "/proc/x/o.npz: cannot be written"),
+}
+
+
+@pytest.mark.parametrize("bad", BEFORE_THE_NETWORK)
+def test_unusable_files_are_refused_before_the_network_is_loaded(bad, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(score, "Inception", None)
+    (tmp_path / "text").write_text("no npz")
+    flags, message = BEFORE_THE_NETWORK[bad]
+    with pytest.raises(SystemExit, match="2"):
+        run(*flags.format(tmp_path).split())
+    error = capsys.readouterr().err
+    assert message in error
     assert error.count("\n") == 1
 
 
