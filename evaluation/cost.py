@@ -67,18 +67,18 @@ def patches_in_training(generator: Generator) -> int:
     return spec.num_patches if mask is None else round(len(mask.rows) / n)
 
 
-def masked_forward(model: FractalGen, patches: Sequence[int]) -> Callable[[], torch.Tensor]:
-    """The forward pass of one image on meta tensors where each image of a level passes down so many
-    `patches`.
-    """
+def masked_forward(
+    model: FractalGen, patches: Sequence[int], batch_size: int = 1
+) -> Callable[[], torch.Tensor]:
+    """The forward pass on meta tensors where each image of a level passes down so many `patches`."""
     side, masks = model.img_size_list[0], []
     with torch.device("meta"):
-        images = accumulate(patches, mul, initial=1)  # of each level
+        images = accumulate(patches, mul, initial=batch_size)  # of each level
         for generator, (above, below) in zip(model.generators, pairwise(images), strict=True):
             masked = torch.ones(above, generator.spec.num_patches, dtype=torch.bool)
             masks.append(Mask(masked, torch.empty(below, dtype=torch.long)))
-        image, label = torch.empty(1, 3, side, side), torch.empty(1, dtype=torch.long)
-    return lambda: model(image, label, masks=masks)
+        batch, labels = torch.empty(batch_size, 3, side, side), torch.empty(batch_size, dtype=torch.long)
+    return lambda: model(batch, labels, masks=masks)
 
 
 def training_flops(model: FractalGen) -> list[int]:

@@ -1,37 +1,72 @@
 """What a model costs: the report of `--dry_run`, measured on meta tensors."""
 
+import weakref
 from collections.abc import Sequence
 
 import torch
-from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from evaluation.cost import forward_cost, masked_forward, sampling_cost, training_flops
+from evaluation.cost import forward_cost, masked_forward, patches_in_training, sampling_cost, training_flops
 from models.fractalgen import FractalGen
 from models.likelihood.inside import softmax_heads
 from models.sampling.options import SamplingOptions
 
 
+class LiveBytes(TorchDispatchMode):
+    """A context that follows the memory of all tensors made in it: `live` bytes now, and the `peak`."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.peak, self.storages = 0, 0, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            given = {id(x) for x in args}  # what an operation in place returns
+            for x in tree_leaves(result):
+                if isinstance(x, torch.Tensor) and id(x) not in given:
+                    self.follow(x.untyped_storage())
+        return result
+
+    def follow(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.storages:
+            return
+
+        def freed(_):
+            self.live -= size
+            del self.storages[key]
+
+        self.storages[key] = weakref.ref(storage, freed)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
 def training_bytes(model: FractalGen, batch_size: int) -> dict[str, int]:
     """Memory of a training step in bytes, in float32, of a model on the meta device in training mode.
 
-    It consists of the weights with their gradients and AdamW's two moments, and of the tensors that the
-    forward pass of `batch_size` images keeps for the backward pass when every patch is passed down, which is
-    the most.
+    It consists of the weights with their gradients and AdamW's two moments, and of what the forward pass of
+    `batch_size` images keeps for the backward pass. Their sum is more than the peak, because gradients come
+    as what was kept goes. Of the peak there are two: of a step in which each image has the average number of
+    masked patches, and of one in which all patches are masked, which is the most. A step's temporary tensors
+    are included; a copy of the weights (`--ema`) and the buckets of several processes are not.
     """
-    own, kept = {p.untyped_storage()._cdata for p in model.parameters()}, {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    # Activations grow with the batch: they are measured for one image.
-    forward = masked_forward(model, [generator.spec.num_patches for generator in model.generators])
-    with torch.device("meta"), saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
-    activations = sum(size for key, size in kept.items() if key not in own)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return {"weights, gradients, moments": 4 * weights, "activations": activations * batch_size}
+    average = [patches_in_training(generator) for generator in model.generators]
+    most = [generator.spec.num_patches for generator in model.generators]
+    peaks = {"average peak": average, "largest peak": most}
+    found = {name: 3 * weights + _step_bytes(model, batch_size, patches) for name, patches in peaks.items()}
+    return {"weights, gradients, moments": 4 * weights, **found}
+
+
+def _step_bytes(model: FractalGen, batch_size: int, patches: Sequence[int]) -> int:
+    """The peak of what a forward and a backward pass allocate, the gradients included."""
+    forward = masked_forward(model, patches, batch_size)
+    with torch.device("meta"), LiveBytes() as memory:
+        forward().backward()
+    model.zero_grad()
+    return memory.peak
 
 
 def parameters_by_level(model: FractalGen) -> list[int]:
@@ -75,5 +110,5 @@ def cost_report(model: FractalGen, batch_size: int, options: SamplingOptions) ->
             "gflops_per_image": gflops(sampling),
             "network_calls": calls,
         },
-        "training_gib_at_most_in_float32": {name: round(size / 2**30, 3) for name, size in memory.items()},
+        "training_gib_in_float32": {name: round(size / 2**30, 3) for name, size in memory.items()},
     }

@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -10,8 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 import pytest
 import torch
 from PIL import Image
+from stand_in import STAND_IN, StandIn
 
 from models.fractalgen import FractalGen
+from models.sampling import precision
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,9 +65,39 @@ def kind(request) -> str:
     return request.param
 
 
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+CPU_AND_CUDA = pytest.mark.parametrize("device", ["cpu", CUDA], indirect=True)
+EVERY_DEVICE = pytest.mark.parametrize("device", ["cpu", "stand-in", CUDA], indirect=True)
+
+
+@pytest.fixture(params=["stand-in", CUDA])
+def device(request, monkeypatch):
+    """A GPU without TF32 (`pytest -m gpu`), and otherwise what stands in for it: see tests/stand_in.py."""
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA GPU")
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        yield torch.device("cuda", 0)
+        torch.set_float32_matmul_precision(before)
+    elif request.param == "stand-in":
+        # Inference mode hides the operations that composite ones consist of.
+        monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+        monkeypatch.setattr(torch, STAND_IN.type, SimpleNamespace(), raising=False)  # its module
+        optimizer, devices = sys.modules["torch.optim.optimizer"], ["cpu", STAND_IN.type]
+        monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: devices)
+        with StandIn():
+            yield STAND_IN
+    else:
+        yield torch.device("cpu")
+
+
 @pytest.fixture(autouse=True)
-def _seeded():
+def _same_numbers_on_every_machine(monkeypatch):
+    """The same random numbers, and no bfloat16 because it happens to be faster."""
     torch.manual_seed(0)
+    precision._choose_once.cache_clear()
+    monkeypatch.setattr("util.precision.bf16_gain", lambda *products: 0.5)
 
 
 def train_tiny(data_path, output_dir, flags: str = "") -> list[dict]:

@@ -50,7 +50,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def to_numpy(images: Tensor) -> np.ndarray:
     """Turns normalised images (B, 3, H, W) into a uint8 array (B, H, W, 3) on the host."""
-    return to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
+    return to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()  # sync
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
