@@ -19,7 +19,7 @@ from util.errors import UserError
 from util.flags import Parser
 
 MAX_PORT = 2**16 - 1
-MAX_SESSIONS = 64  # visitors whose images are kept; each reload of the page is a new one
+MAX_SESSIONS = 32  # visitors whose images are kept; each reload of the page is a new one
 CSS = """
 .figures {display: flex; flex-wrap: wrap; gap: 12px; margin: 8px 0}
 .figures figure {flex: 1 1 220px; max-width: 320px; margin: 0}

@@ -145,8 +145,11 @@ def session_of(request: Request, event: str | None) -> str:
 
 def delete_old_uploads(paths: set[str]) -> None:
     """Deletes all but the newest MAX_UPLOADS of the uploaded files `paths`, and drops them from the set."""
-    files = [path for path in map(Path, paths) if path.is_file()]
-    files.sort(key=lambda path: path.stat().st_mtime)
+    times = {}
+    for path in map(Path, list(paths)):
+        with suppress(OSError):  # it was deleted after use
+            times[path] = path.stat().st_mtime
+    files = sorted(times, key=times.get)
     for path in files[:-MAX_UPLOADS]:
         delete_upload(path)
     paths.intersection_update(map(str, files[-MAX_UPLOADS:]))

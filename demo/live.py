@@ -1,6 +1,8 @@
 """Turns work that reports its steps to a callback into an iterator over these steps."""
 
+import ctypes
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -10,8 +12,11 @@ _jobs: queue.SimpleQueue = queue.SimpleQueue()
 
 
 def _work_on_jobs() -> None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     while True:
         _jobs.get()()
+        if trim is not None:
+            trim(0)  # glibc would keep what was freed, in more and more pieces
 
 
 threading.Thread(target=_work_on_jobs, name="model", daemon=True).start()
@@ -55,4 +60,4 @@ def watch(work: Callable[[Callable], object]) -> Iterator[tuple]:
         yield event
     finally:
         closed.set()
-        del event
+        event = None  # an exception would otherwise be in a cycle with this frame
