@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         if world.is_main:
             computing += set_amp(args, model, device, dist.World())
-            print(*computing, sep="\n", file=sys.stderr)
+            for line in computing:
+                print(line, file=sys.stderr)
             cost = cost_report(model, args.batch_size, sampling_options(args))
             print(json.dumps({**provenance(args), **cost}, indent=2))
         return
