@@ -32,6 +32,22 @@ def open_rgb(file: str | Path | BinaryIO, name: str | None = None) -> Image.Imag
             return to_rgb(ImageOps.exif_transpose(image))
 
 
+def changes(image: Image.Image) -> str:
+    """Says in words what `to_rgb` changes about the colours of an image; "" for opaque ones of 8 bits."""
+    found = []
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        found.append(f"frame {image.tell() + 1} of {frames} is taken")
+    # Pillow opens 16-bit colours as RGB, without their low bytes, and says so in the tiles alone.
+    if image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+        found.append("16 bits a channel are scaled to 8")
+    elif image.mode not in ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "RGBX"):
+        found.append(f"its mode {image.mode} is converted to RGB")
+    clear = image.mode[0] not in "IF" and image.has_transparency_data
+    if clear and image.convert("RGBA").getextrema()[3][0] < 255:
+        found.append("transparent pixels lie over white")
+    return ", ".join(found)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts an image of any mode to RGB. Scales 16-bit values and lays transparent pixels over white."""
     if image.mode.startswith("I") or image.mode == "F":

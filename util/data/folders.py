@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 from util.data.source import Files
@@ -9,9 +10,9 @@ from util.errors import UserError
 
 # torchvision's list, written out because importing torchvision takes longer than importing torch, and .gif
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-HELD_OUT = 20  # every 20th image of a folder without train/ and val/ is for validation
+HELD_OUT = 10  # of data without val/, every 10th image of each class is for validation
 LAYOUT = (
-    "--data_path must hold train/ and val/, each with a folder of images for every class; "
+    "--data_path must hold images, a folder of images for every class, or train/ and val/ with these; "
     "docs/data.md has the other kinds"
 )
 LABEL_LISTS = (
@@ -23,16 +24,40 @@ LABEL_LISTS = (
 
 
 def open_folders(root: Path, split: str) -> Files:
-    """Lists the images of "train" or "val" in `root`. Raises UserError that says what is missing."""
-    folder = root / split
-    if images_in(root) and not any((root / name).is_dir() for name in ("train", "val")):
-        paths = images_below(root)
-        held_out = paths[::HELD_OUT]
-        del paths[::HELD_OUT]
-        how = f", every {HELD_OUT}th for validation"
-        return without_classes(held_out if split == "val" else paths, how)
-    flat = flat_split(root, folder) if split == "val" else None
-    return flat or class_folders(folder)
+    """Lists the images of "train" or "val" in `root`. Raises UserError that says what is missing.
+
+    Where there is no val/, every HELD_OUT-th image of each class is held out, beginning with the first. They
+    do not change while no file is added or removed.
+    """
+    train, val = root / "train", root / "val"
+    if val.is_dir():
+        flat = flat_split(root, val) if split == "val" else None
+        return flat or class_folders(root / split)
+    if train.is_dir():
+        return hold_out(class_folders(train), split)
+    if images_in(root):
+        return hold_out(without_classes(images_below(root)), split)
+    return hold_out(class_folders(root), split)
+
+
+def hold_out(images: Files, split: str) -> Files:
+    """The part of `images` that is for "train" or for "val". A class of one image is for training only.
+
+    Raises UserError where nothing would be held out.
+    """
+    number_in_class, counts = [], Counter()
+    for label in images.labels.tolist():
+        number_in_class.append(counts[label])
+        counts[label] += 1
+    held_out = [
+        number % HELD_OUT == 0 and counts[label] > 1
+        for number, label in zip(number_in_class, images.labels.tolist(), strict=True)
+    ]
+    if not any(held_out):
+        raise UserError(f"{images.paths[0]}: too few images to hold one out; give at least two of a class")
+    chosen = [index for index, out in enumerate(held_out) if out == (split == "val")]
+    kind = f"{images.kind}, every {HELD_OUT}th for validation"
+    return Files(kind, [images.paths[i] for i in chosen], images.labels[chosen], images.classes)
 
 
 def class_folders(folder: Path) -> Files:
@@ -57,9 +82,8 @@ def class_folders(folder: Path) -> Files:
     return Files("class folders", [path for paths in found for path in paths], labels, classes)
 
 
-def without_classes(paths: list[str], how: str = "") -> Files:
-    """The image files as a Source without classes; `how` is added to its description."""
-    return Files(f"images without classes{how}", paths, [0] * len(paths), [])
+def without_classes(paths: list[str]) -> Files:
+    return Files("images without classes", paths, [0] * len(paths), [])
 
 
 def flat_split(root: Path, folder: Path) -> Files | None:

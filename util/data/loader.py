@@ -1,8 +1,8 @@
 """Loads uint8 crops of the images of any source, in an order that can be repeated.
 
-The order of an epoch, each random flip and the substitute for an image that cannot be read are functions of
-(seed, epoch, image number). They do not depend on the number of processes or workers. The values are
-normalised later, on the device (util/pixels.py).
+The order of an epoch, each random flip and shift, and the substitute for an image that cannot be read are
+functions of (seed, epoch, image number). They do not depend on the number of processes or workers. The values
+are normalised later, on the device (util/pixels.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from util import dist
+from util.data.augment import Augmentation
 from util.data.downsampled import Downsampled, batch_files
 from util.data.folders import open_folders
 from util.data.huggingface import HuggingFace, is_huggingface
@@ -43,20 +44,21 @@ def open_split(root: Path, split: str) -> Source:
 class ImageDataset(Dataset):
     """Maps (epoch, index) to (values uint8 (3, size, size), label, index).
 
-    flip         mirrors half of the images
-    replace_bad  a batch takes the next readable image in place of a bad one (for training); otherwise it
-                 leaves the bad image out
+    flip, shift  random changes, see Augmentation
+    training     a batch takes the next readable image in place of a bad one; otherwise it leaves it out
     """
 
     def __init__(
-        self, source: Source, size: int, *, seed: int, flip: bool = False, replace_bad: bool = False
-    ):
+        self, source: Source, size: int, *, seed: int, flip: bool = False, shift: int = 0,
+        training: bool = False,
+    ):  # fmt: skip
         if source.img_size not in (None, size):
             raise UserError(
                 f"these {source.kind} do not fit a model of {size} px; pack them with --img_size {size}"
             )
         self.source, self.classes, self.size = source, source.classes, size
-        self.seed, self.flip, self.replace_bad = seed, flip, replace_bad
+        self.seed, self.training, self.augment = seed, training, Augmentation(flip, shift)
+        self.augment.check(size)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -64,16 +66,14 @@ class ImageDataset(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
         """Raises UserError for an image that cannot be read."""
         epoch, index = item
-        values = self.source.crop(index, self.size)
-        if self.flip and np.random.default_rng((self.seed, epoch, index)).random() < 0.5:
-            values = values.flip(2)
+        values = self.augment(self.source.crop(index, self.size), self.seed, epoch, index)
         return values, int(self.source.labels[index]), index
 
     def __getitems__(self, items: list[tuple[int, int]]) -> tuple[list, dict[int, str]]:
         """Returns the items of a batch, and the errors of bad images by number. torch's loader calls this."""
         batch, bad = [], {}
         for epoch, index in items:
-            tries = min(MAX_BAD_IN_A_ROW, len(self)) if self.replace_bad else 1
+            tries = min(MAX_BAD_IN_A_ROW, len(self)) if self.training else 1
             for number in (i % len(self) for i in range(index, index + tries)):
                 try:
                     batch.append(self[epoch, number])
@@ -81,25 +81,27 @@ class ImageDataset(Dataset):
                 except UserError as error:
                     bad[number] = str(error)
             else:
-                if self.replace_bad:
+                if self.training:
                     raise UserError(f"{bad[index]} (and the {tries - 1} images after it are bad too)")
         return batch, bad
 
 
 def open_dataset(
-    root: Path, split: str, size: int, *, class_num: int, seed: int, flip: bool, strict: bool, world: World,
-    num_workers: int,
+    root: Path, split: str, size: int, *, class_num: int | None, seed: int, flip: bool, shift: int,
+    strict: bool,     world: World, num_workers: int,
 ) -> ImageDataset:  # fmt: skip
     """Opens the "train" or "val" images in `root` for a model of `size` pixels with `class_num` classes.
 
-    flip    mirrors half of the training images
-    strict  reads every image first, and raises UserError where one is bad
+    class_num    None: as many as there are
+    flip, shift  change training images at random, see Augmentation
+    strict       reads every image first, and raises UserError where one is bad
 
     Raises UserError where the number of classes is another.
     """
     source, training = open_split(root, split), split == "train"
-    dataset = ImageDataset(source, size, seed=seed, flip=training and flip, replace_bad=training)
-    if (found := len(source.classes)) != class_num:
+    changes = {"flip": flip, "shift": shift} if training else {}
+    dataset = ImageDataset(source, size, seed=seed, training=training, **changes)
+    if (found := len(source.classes)) != class_num and class_num is not None:
         what = f"{root}: {split} ({source.kind}) has {found} classes but --class_num is {class_num}"
         raise UserError(what if found else f"{what}; give --class_num 0 for an unconditional model")
     if strict and (bad := find_bad(source, world, num_workers, world.is_main)):

@@ -145,3 +145,26 @@ def test_a_folder_of_nothing_but_images_holds_some_out(tmp_path):
     assert val.paths == [str(tmp_path / "00.png"), str(tmp_path / f"{HELD_OUT}.png")]
     assert sorted(train.paths + val.paths) == [str(tmp_path / name) for name in names]
     assert train.classes == val.classes == []
+
+
+def test_class_folders_alone_hold_out_images_of_each_class(tmp_path):
+    names = [f"{name}/{i:02d}.png" for name, n in (("a", HELD_OUT + 1), ("b", 3), ("c", 1)) for i in range(n)]
+    fill(tmp_path, names)
+    train, val = (open_split(tmp_path, split) for split in ("train", "val"))
+    assert val.paths == [str(tmp_path / name) for name in ("a/00.png", f"a/{HELD_OUT}.png", "b/00.png")]
+    assert val.labels.tolist() == [0, 0, 1]
+    assert sorted(train.paths + val.paths) == [str(tmp_path / name) for name in names]
+    assert train.labels.tolist() == [0] * (HELD_OUT - 1) + [1, 1, 2]
+    assert train.classes == val.classes == ["a", "b", "c"]
+    assert train.kind == f"class folders, every {HELD_OUT}th for validation"
+
+
+def test_train_without_val_holds_out_too(tmp_path):
+    fill(tmp_path / "train", [f"a/{i}.png" for i in range(4)])
+    assert [len(open_split(tmp_path, split)) for split in ("train", "val")] == [3, 1]
+
+
+def test_one_image_cannot_be_held_out(tmp_path):
+    fill(tmp_path, ["a/0.png", "b/0.png"])
+    with pytest.raises(UserError, match=r"a/0.png: too few images to hold one out; give at least two of a"):
+        open_split(tmp_path, "val")

@@ -92,13 +92,13 @@ def test_where_an_epoch_begins_is_settled_when_it_is_iterated():
 
 
 def training_set(folder) -> ImageDataset:
-    return ImageDataset(class_folders(folder), 8, seed=1, flip=True, replace_bad=True)
+    return ImageDataset(class_folders(folder), 8, seed=1, flip=True, training=True)
 
 
 def epoch_of(data, epoch=0, workers=0, world=ALONE, batch_size=4) -> list:
     """The batches of an epoch as lists, and the errors of its bad images."""
     loader = make_loader(
-        data, batch_size, world, shuffled=data.replace_bad, num_workers=workers, pin_memory=False
+        data, batch_size, world, shuffled=data.training, num_workers=workers, pin_memory=False
     )
     loader.batch_sampler.epoch = epoch
     batches = [
@@ -181,7 +181,7 @@ def test_loader_gives_the_same_batches_with_any_number_of_workers(folder, worker
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "no such folder; --data_path must hold train/ and val/"),
+        (lambda path: None, "no such folder; --data_path must hold images"),
         (lambda path: path.mkdir(), "there is no image in it"),
         (lambda path: (path / "cat").mkdir(parents=True), "there is no image in it"),
     ],

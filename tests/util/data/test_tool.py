@@ -144,7 +144,7 @@ def test_a_pack_of_other_images_is_not_written_over(folder, tmp_path, capsys):
             "/proc/x: cannot be written (No such file or directory)",
         ),
         (["pack", "x", "y", "--img_size", "0"], "--img_size at least 1"),
-        (["pack", "/nowhere", "y", "--img_size", "8"], "/nowhere/train: no such folder"),
+        (["pack", "/nowhere", "y", "--img_size", "8"], "/nowhere: no such folder"),
         (
             ["pack", "FILES", "FILES", "--img_size", "8"],
             "files/train: holds other files (a); give another folder",
