@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,66 +21,15 @@ from util.data.loader import ImageLoader
 from util.dist import World
 from util.errors import UserError
 from util.pixels import normalize
+from util.run import plan
 from util.run.folder import sole_run
-from util.run.meters import RunLog, Window
+from util.run.meters import PeakMemory, RunLog, Window
+from util.run.recipe import LR_SCHEDULES, Recipe, SavePolicy  # noqa: F401
 from util.run.signals import Interrupt, Interrupted
 from util.run.state import RunState
 from util.run.watch import Diverged, LossWatch
 
 LOG_EVERY = 20  # steps; the only places in an epoch where the host waits for the device
-# progress after the warm-up, 0..1 -> share of the rate above min_lr
-LR_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-    "constant": lambda progress: 1.0,
-}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is trained. `lr` is AdamW's; epochs may be fractions.
-
-    ema_decay      keeps an exponential moving average of the weights; None: none
-    max_bad_steps  so many steps in a row may be skipped because loss or gradient is not finite
-    """
-
-    lr: float
-    min_lr: float
-    lr_schedule: str
-    warmup_epochs: float
-    epochs: int
-    grad_clip: float
-    accum_iter: int = 1
-    weight_decay: float = 0.05
-    ema_decay: float | None = None
-    max_bad_steps: int = 20
-
-    def learning_rate(self, epoch: float) -> float:
-        """The rate at a fractional epoch: linear warm-up, then the schedule."""
-        if epoch < self.warmup_epochs:
-            return self.lr * epoch / self.warmup_epochs
-        progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
-        return self.min_lr + (self.lr - self.min_lr) * LR_SCHEDULES[self.lr_schedule](progress)
-
-    def check(self, watch: LossWatch, steps: int, ended: bool = False) -> None:
-        """Raises Diverged if the losses are bad (`LossWatch.check`); `steps` are those of an epoch."""
-        epoch, step = divmod(watch.row_began, steps)
-        rate = self.learning_rate(epoch + step / steps)
-        place = f"epoch {epoch}, step {step} of {steps}, learning rate {rate:.3g}"
-        watch.check(self.max_bad_steps, place, ended)
-
-
-@dataclass(frozen=True)
-class SavePolicy:
-    """When a run evaluates and saves, in epochs and in steps, and how many checkpoints it keeps.
-
-    on_save_error  "continue" or "stop", where a checkpoint cannot be written
-    """
-
-    eval_freq: int
-    save_last_freq: int
-    save_every_steps: int | None
-    keep_last: int
-    on_save_error: str
 
 
 def add_weight_decay(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -90,6 +39,11 @@ def add_weight_decay(model: nn.Module, weight_decay: float) -> list[dict]:
         if p.requires_grad:
             (undecayed if p.dim() <= 1 or name.endswith(".bias") else decayed).append(p)
     return [{"params": undecayed, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    groups = add_weight_decay(model, recipe.weight_decay)
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), fused=True)
 
 
 def train_one_epoch(
@@ -111,6 +65,7 @@ def train_one_epoch(
     """Trains on the rest of epoch number `epoch` (from 0), from the loader's BatchOrder.start on.
 
     model       a FractalGen, bare or in DDP; optimizer: a fused one
+    ema         the average of the weights, updated after each step: timm's ModelEmaV3
     watch       judges the losses, over epochs; a step whose loss or gradient is not finite changes no weight
     after_step  called with the number of images of this epoch that all processes have done
 
@@ -127,7 +82,7 @@ def train_one_epoch(
     order.start = 0
     log.start_epoch(epoch, recipe.epochs, steps, first_step)
     watch = LossWatch() if watch is None else watch
-    window, windows, began = Window(device), [], time.perf_counter()
+    window, windows, began, memory = Window(device), [], time.perf_counter(), PeakMemory(device)
     for step in range(first_step, steps):
         lr = recipe.learning_rate(epoch + step / steps)
         for group in optimizer.param_groups:
@@ -135,8 +90,9 @@ def train_one_epoch(
         mean_loss, grad_norm = train_step(model, batches, optimizer, scaler, recipe, window, device, autocast)
         watch.note(mean_loss, grad_norm, epoch * steps + step)
         if ema is not None:
-            ema.update(model.module if isinstance(model, DistributedDataParallel) else model)
-        log.step()
+            raw = model.module if isinstance(model, DistributedDataParallel) else model
+            ema.update(raw, step=epoch * steps + step + 1)
+        log.step(mean_loss, images)
         if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
             means, now = window.read(), time.perf_counter()  # sync
             watch.read()
@@ -144,7 +100,7 @@ def train_one_epoch(
             seen = window.images * world.size
             windows.append((means["loss"] * seen, seen, now - began))
             means |= {"lr": lr, "grad_norm": grad_norm.item(), "images_per_s": seen / (now - began)}
-            means["skipped_steps"] = watch.skipped
+            means |= {"skipped_steps": watch.skipped, "memory_gib": memory.gib()}
             log.record(epoch * steps + step + 1, {f"train/{name}": value for name, value in means.items()})
             window, began = Window(device), now
         done += images
@@ -187,21 +143,40 @@ def train_step(
     return mean_loss, grad_norm
 
 
+def seconds_per_step(
+    model: FractalGen, recipe: Recipe, batch_size: int, device: torch.device, autocast
+) -> float:
+    """Measures an optimiser step of one process, on random images (see `plan.measure`). Changes the model."""
+    model.train()
+    optimizer, scaler = make_optimizer(model, recipe), torch.amp.GradScaler(device.type, enabled=False)
+    one, side = replace(recipe, accum_iter=1), model.img_size_list[0]
+
+    def step(images: int) -> None:
+        values = torch.randint(256, (images, 3, side, side), dtype=torch.uint8)
+        batches = iter([(values, torch.zeros(images, dtype=torch.int64), None)])
+        loss, _ = train_step(model, batches, optimizer, scaler, one, Window(device), device, autocast)
+        loss.item()  # sync
+
+    return plan.measure(step, batch_size) * recipe.accum_iter
+
+
 class Training:
     """A training run in `output_dir`, or, if that is None, one that saves nothing; `run` does it.
 
     loader       the training images
-    measure      called with (model, step, log) at the end of epochs; returns scores by name
+    measure      called with (models, step, log) at the end of epochs; returns scores by name. The models are
+                 named by their kind of weights. The first one's bits_per_dim says how good the run is; a
+                 second one, the raw weights before their average has caught up, gives raw_bits_per_dim
     resume_from  the checkpoint, or the folder of one, to continue from; "" for none
     flags        only recorded, in settings.json and in checkpoints; `about` are lines for the log
     half         whether autocast is float16, whose gradients need to be scaled
     """
 
     def __init__(
-        self, model: FractalGen, loader: ImageLoader, measure: Callable[[nn.Module, int, RunLog], dict],
-        recipe: Recipe, policy: SavePolicy, *, output_dir: Path | None, resume_from: str, start_epoch: int,
-        seed: int, flags: argparse.Namespace, about: list[str], half: bool, device: torch.device,
-        autocast: AbstractContextManager, world: World,
+        self, model: FractalGen, loader: ImageLoader,
+        measure: Callable[[dict[str, nn.Module], int, RunLog], dict], recipe: Recipe, policy: SavePolicy,
+        *, output_dir: Path | None, resume_from: str, start_epoch: int, seed: int, flags: argparse.Namespace,
+        about: list[str], half: bool, device: torch.device, autocast: AbstractContextManager, world: World,
     ):  # fmt: skip
         self.model, self.loader, self.measure, self.recipe = model, loader, measure, recipe
         self.policy, self.output_dir, self.resume_from, self.flags = policy, output_dir, resume_from, flags
@@ -211,11 +186,10 @@ class Training:
         if len(order) < recipe.accum_iter:
             batches = f"the {len(order)} batches of an epoch"
             raise UserError(f"--accum_iter {recipe.accum_iter} is more than {batches}")
-        groups = add_weight_decay(model, recipe.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), fused=True)
         self.state = RunState(
-            model, optimizer, world, half=half, ema_decay=recipe.ema_decay, start_epoch=start_epoch,
-            steps=len(order) // recipe.accum_iter, images=order.together * recipe.accum_iter,
+            model, make_optimizer(model, recipe), world, half=half, ema_decay=recipe.ema_decay,
+            start_epoch=start_epoch, steps=len(order) // recipe.accum_iter,
+            images=order.together * recipe.accum_iter,
             bits={"batch_size": order.batch_size, "accum_iter": recipe.accum_iter, "seed": seed},
         )  # fmt: skip
 
@@ -255,19 +229,38 @@ class Training:
             if bad := self.loader.report_bad(self.log.note):
                 self.log.record(end, {"train/bad_images": bad})
             due = (epoch + 1) % policy.eval_freq == 0 or final
-            if due and state.step == state.resumed_step:
-                # The run was not trained since it was resumed: its log says whether it was evaluated.
-                due = not dist.gather(self.log.has(end, "val/bits_per_dim"))[0]
             if (epoch + 1) % policy.save_last_freq == 0 or due or final:
                 self.save(final)
             if due:
-                # It draws from no global generator, so that a run does not depend on how often it is
-                # evaluated. The checkpoint is written before, so that a signal can end it at any moment.
-                # It is not compiled, because it has too many shapes.
-                evaluated = self.model if state.ema is None else state.ema.module
-                with self.interrupt.immediately(), torch.compiler.set_stance("force_eager"):
-                    scores = self.measure(evaluated, end, self.log)
-                    self.log.record(end, {f"val/{name}": value for name, value in scores.items()})
+                self.evaluate(end)
+                if policy.patience and state.evaluations.since_best >= policy.patience and not final:
+                    self.log.note(f"--patience {policy.patience}: {state.evaluations}; training ends")
+                    self.save(final=True)  # if it was put off, see `save`
+                    return
+
+    def evaluate(self, step: int) -> None:
+        """Measures the weights, and keeps them if they are the best so far.
+
+        It draws from no global generator, so that a run does not depend on how often it is evaluated. The
+        checkpoint is written before, so that a signal can end it at any moment. It is not compiled, because
+        it has too many shapes.
+        """
+        state, scores = self.state, None
+        if state.step == state.resumed_step:
+            # The run was not trained since it was resumed: its log says whether it was evaluated.
+            scores = dist.gather(self.log.find(step, "val/bits_per_dim"))[0]
+        if scores is None:
+            models = {"": self.model}
+            if state.ema is not None:
+                raw = {} if state.evaluations.caught_up else {"raw weights": self.model}
+                models = {"averaged weights": state.ema.module, **raw}
+            with self.interrupt.immediately(), torch.compiler.set_stance("force_eager"):
+                measured = self.measure(models, step, self.log)
+                scores = {f"val/{name}": value for name, value in measured.items()}
+                self.log.record(step, scores)
+        bits, raw_bits = scores["val/bits_per_dim"], scores.get("val/raw_bits_per_dim")
+        if state.evaluations.note(step, bits, raw_bits):
+            self.report(state.save_best(self.output_dir, self.flags), final=False)
 
     def after_step(self, epoch: int, images: int) -> None:
         """Saves when it is time to, and stops all processes after the same step when one was told to."""
@@ -289,8 +282,12 @@ class Training:
         state.watch.read()
         self.recipe.check(state.watch, state.steps, ended=final)
         self.save_is_due = not final and state.watch.is_bad
-        error = None if self.save_is_due else state.save(self.output_dir, policy.keep_last, self.flags)
-        if error and (final or policy.on_save_error == "stop"):
+        if not self.save_is_due:
+            self.report(state.save(self.output_dir, policy.keep_last, self.flags), final)
+
+    def report(self, error: str | None, final: bool) -> None:
+        """Ends training where a checkpoint could not be written, or only says so (see SavePolicy)."""
+        if error and (final or self.policy.on_save_error == "stop"):
             raise UserError(error)
         if error:
             self.log.say(f"{error}; training goes on (--on_save_error continue)")

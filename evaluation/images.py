@@ -1,5 +1,6 @@
 """Generates numbered images for evaluation; `--evaluate_gen` runs this (paper, 5.2)."""
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -7,24 +8,26 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.gallery import Gallery
 from evaluation.score import Scorer
 from models.fractalgen import FractalGen
+from models.hub.classes import class_title
 from models.sampling.generate import is_out_of_memory
 from models.sampling.options import SamplingOptions
 from models.sampling.precision import sampling_dtype
 from util import dist
-from util.checkpoint import fingerprint
 from util.dist import World
 from util.errors import UserError
-from util.pixels import to_pil
+from util.pixels import make_sheet, to_pil
 from util.run.meters import PeakMemory
 
 # arguments of a model, and sampling options, that decide no image
 OF_TRAINING = ("label_drop_prob", "attn_dropout", "proj_dropout", "r_weight", "grad_checkpointing")
 OF_COMPUTING = ("chunk", "compiled", "watch_levels", "amp")
+SHEET_PIXELS = 96  # the least side of an image on a sheet for a person
 
 
 @torch.no_grad()
@@ -137,3 +140,26 @@ def draw(
         **asdict(options),
     )
     return to_pil(images)
+
+
+def draw_sheet(
+    model: FractalGen, class_names: Sequence[str], title: str, options: SamplingOptions, seed: int
+) -> Image.Image:
+    """Samples 16 images for a person to look at, of classes that are spread over all of the model's.
+
+    Each is enlarged to at least SHEET_PIXELS and has the name of its class, or its number where there are no
+    names. `title` is written above them.
+    """
+    labels = [i * max(model.class_num, 1) // 16 for i in range(16)]
+    images = draw(model, labels, range(16), options, seed)
+    captions = [class_title(label, class_names) for label in labels] if model.class_num else ()
+    return make_sheet(images, 4, zoom=-(-SHEET_PIXELS // images[0].width), captions=captions, title=title)
+
+
+def fingerprint(weights: dict[str, Tensor]) -> str:
+    """The SHA-256, in hexadecimal, of names, dtypes, shapes and values, independent of file and device."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -170,6 +170,20 @@ def stop_in_the_middle(data, out) -> int:
     return steps_saved(out)
 
 
+def test_all_processes_end_together_when_the_patience_is_over(data, tmp_path):
+    """With a rate of 0 no evaluation is better than the first."""
+    flags = "--lr 0 --save_every_steps=999 --eval_freq 1 --patience 1 --online_eval --num_images 2"
+    said = finish(start(data, tmp_path, *flags.split(), processes=2))
+    assert said.count("--patience 1: 1 evaluation(s) after the best") == 1
+    assert steps_saved(tmp_path) == 20
+    best = checkpoint.load(tmp_path / checkpoint.BEST)
+    assert best["step"] == 10
+    assert sorted(path.name for path in tmp_path.glob("generated-*")) == [
+        "generated-0000010",
+        "generated-0000020",
+    ]
+
+
 def test_another_number_of_processes_goes_on_with_the_same_order(data, uninterrupted, tmp_path):
     at = stop_in_the_middle(data, tmp_path)
     said = finish(start(data, tmp_path, "--save_every_steps=999", processes=2))

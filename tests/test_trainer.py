@@ -14,6 +14,7 @@ from test_faults import FLAGS, assert_same_end, steps_saved, write_data
 import engine_fractalgen
 import main_fractalgen
 from engine_fractalgen import Training
+from util import checkpoint
 
 STEPS = 12  # 3 epochs of 4
 RUN = FLAGS.replace("--save_every_steps 1", "--batch_size 4 --seed 3")
@@ -150,7 +151,7 @@ def test_an_interrupted_evaluation_is_repeated_and_a_complete_one_is_not(data, t
     monkeypatch.setattr(engine_fractalgen, "compute_nll", stopped_the_first_time)
     for _ in range(3):
         run(data, tmp_path, flags)
-    assert len(evaluated) == 2
+    assert len(evaluated) == 3  # the second time with the raw weights too
     assert "val/bits_per_dim" in (tmp_path / "log.txt").read_text()
 
 
@@ -166,12 +167,121 @@ def test_a_run_that_was_trained_on_is_evaluated_again_though_its_log_has_that_st
     assert (content["epoch"], content["step"]) == (1, 6)
 
 
+def script(monkeypatch, averaged: list[float], raw: list[float]) -> None:
+    """Lets the evaluations measure these bits/dim of the averaged weights, and of the raw ones."""
+    averaged, raw = iter(averaged), iter(raw)
+    scores = lambda model, loader, **settings: {"bits_per_dim": next(raw if model.training else averaged)}  # noqa: E731
+    monkeypatch.setattr(engine_fractalgen, "compute_nll", scores)
+
+
+PATIENT = f"{RUN} --amp off --epochs 9 --eval_freq 1 --save_every_steps 4 --keep_last 9 --patience 2"
+
+
+def test_without_a_better_score_a_run_ends_and_the_best_weights_are_kept(data, tmp_path, monkeypatch, capsys):
+    script(monkeypatch, [3.0, 2.0, 2.5, 2.0, 1.5, 9.0, 9.0, 9.0], [1.0, 1.99])
+    run(data, tmp_path, PATIENT)
+    line = "--patience 2: 2 evaluation(s) after the best, 2.0000 bits/dim at step 8; training ends"
+    assert line in capsys.readouterr().out
+    assert steps_saved(tmp_path) == 16
+    best = checkpoint.load(tmp_path / checkpoint.BEST)
+    averaged = checkpoint.load(checkpoint.numbered(tmp_path, 8))["model_ema"]
+    for weights in (best["model"], best["model_ema"]):
+        assert all(torch.equal(weights[name], averaged[name]) for name in averaged)
+    assert (best["step"], best["bits_per_dim"]) == (8, 2.0)
+    shown, raw = (
+        sorted(path.name for path in (tmp_path / f"samples{end}").iterdir()) for end in ("", "_raw")
+    )
+    assert shown == [f"step-{step:07d}.png" for step in (4, 8, 12, 16)]
+    assert raw == shown[:2]  # then the average was within 1% of the raw weights
+    run(data, tmp_path, PATIENT)  # ends again at once
+    assert line in capsys.readouterr().out
+    assert steps_saved(tmp_path) == 16
+    run(data, tmp_path, PATIENT.replace("--patience 2", "--patience 3"))
+    assert steps_saved(tmp_path) == 32  # 1.5 at step 20, and three worse ones
+
+
+def test_a_resumed_run_knows_its_best_score_and_how_long_ago_it_was(data, tmp_path, monkeypatch):
+    bits, folder, whole = [3.0, 2.0, 2.5, 2.0], tmp_path / "resumed", tmp_path / "whole"
+    script(monkeypatch, bits, [9.0])
+    run(data, whole, PATIENT)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    script(monkeypatch, bits, [9.0])
+    run(data, folder, PATIENT, 7, monkeypatch)
+    # during the second evaluation; then after it, with its score in the log and its weights in no file
+    for place, name in ((main_fractalgen, "draw_sheet"), (checkpoint, "save_best")):
+        script(monkeypatch, bits[1:], [])
+        monkeypatch.setattr(place, name, killed)
+        with pytest.raises(SystemExit, match="130"):
+            run(data, folder, PATIENT)
+        monkeypatch.undo()
+    script(monkeypatch, bits[2:], [])
+    run(data, folder, PATIENT, 10, monkeypatch)
+    script(monkeypatch, bits[2:], [])
+    run(data, folder, PATIENT)
+    assert_same_end(folder, whole, 16)
+    ours, theirs = (torch.load(path / checkpoint.BEST, weights_only=False) for path in (folder, whole))
+    assert (ours["step"], ours["bits_per_dim"]) == (theirs["step"], theirs["bits_per_dim"]) == (8, 2.0)
+    assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in theirs["model"])
+
+
+def test_a_run_from_before_scores_were_kept_goes_on_to_the_bit(data, whole, tmp_path, monkeypatch):
+    run(data, tmp_path, f"{RUN} --amp off", 5, monkeypatch)
+    path = checkpoint.numbered(tmp_path, 5)
+    content = torch.load(path, weights_only=False)
+    del content["evaluations"]
+    checkpoint.save(tmp_path, content)
+    run(data, tmp_path, f"{RUN} --amp off", 10, monkeypatch)
+    run(data, tmp_path, f"{RUN} --amp off")
+    assert_same_end(tmp_path, whole["off"], STEPS)
+
+
+@pytest.mark.parametrize("choice", ["continue", "stop"])
+def test_best_weights_that_cannot_be_written_obey_on_save_error(data, tmp_path, monkeypatch, capsys, choice):
+    def refuse(folder, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_best", refuse)
+    script(monkeypatch, [2.0, 1.0], [3.0])
+    flags = f"{RUN} --amp off --epochs 2 --eval_freq 1 --on_save_error {choice}"
+    if choice == "stop":
+        with pytest.raises(SystemExit, match="2"):
+            run(data, tmp_path, flags)
+    else:
+        run(data, tmp_path, flags)
+        assert steps_saved(tmp_path) == 8
+    said = "".join(capsys.readouterr())
+    line = f"{tmp_path}/checkpoint-best.pth could not be written (No space left on device)"
+    assert said.count(line) == (2 if choice == "continue" else 1)
+
+
+def test_the_best_weights_begin_another_run(data, tmp_path, monkeypatch, capsys):
+    script(monkeypatch, [2.0, 1.0], [3.0, 3.0])
+    flags = f"{RUN} --amp off --epochs 1"
+    run(data, tmp_path / "a", flags)
+    best = tmp_path / "a" / checkpoint.BEST
+    paths = ["--data_path", str(data), "--resume", str(best), "--output_dir"]
+    with pytest.raises(SystemExit, match="2"):
+        main_fractalgen.main([*shlex.split(flags), *paths, str(tmp_path / "a")])
+    assert "a holds the checkpoints of another run" in capsys.readouterr().err
+    main_fractalgen.main([*shlex.split(flags), *paths, str(tmp_path / "b")])
+    assert f"{best} holds weights only: starting from them at epoch 0" in capsys.readouterr().out
+
+
 def test_a_checkpoint_with_odd_training_state_is_one_line(data, tmp_path, capsys):
     flags = f"{RUN} --amp off --epochs 1"
     run(data, tmp_path / "a", flags)
     content = torch.load(tmp_path / "a" / "checkpoint-last.pth", weights_only=False)
     for number, odd in enumerate(
-        ({"optimizer": 3}, {"place": "x"}, {"random": [{"python": 1}]}, {"losses": 3})
+        (
+            {"optimizer": 3},
+            {"place": "x"},
+            {"random": [{"python": 1}]},
+            {"losses": 3},
+            {"evaluations": {"best": [1]}},
+        )
     ):
         torch.save({**content, **odd}, tmp_path / f"{number}.pth")
         with pytest.raises(SystemExit, match="2"):

@@ -5,14 +5,13 @@ besides. A folder holds the newest few as checkpoint-<step>.pth, each with its S
 and checkpoint-last.pth, a hard link to the newest. It holds a complete one at any moment, even during a
 write. The newest is the one of the highest step, whatever the clocks of the machines say. A checkpoint is
 known to be healthy once the loss that was computed from it is normal; checkpoint-healthy.txt names the newest
-of these, and it is never removed.
+of these, and it is never removed. checkpoint-best.pth holds the weights alone of the best validation score.
 
 Loading cannot run code of the file: `weights_only=True` admits tensors, plain values and one class,
 `argparse.Namespace` (util/__init__.py). (torch before 2.10 has holes there: CVE-2025-32434, CVE-2026-24747.)
 """
 
 import errno
-import hashlib
 import os
 import pickle
 import shutil
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from util.errors import UserError, one_line, reading
 from util.files import HashingFile, atomic_write, check_archive, sha256, sidecar, verify, write_sidecar
 
-NAME = "checkpoint-last.pth"
+NAME, BEST = "checkpoint-last.pth", "checkpoint-best.pth"
 SAFETENSORS_NAME = "model.safetensors"  # the name on the Hugging Face hub
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # of weights
 NUMBERED = f"checkpoint-{8 * '[0-9]'}.pth"
@@ -66,6 +65,11 @@ def save(folder: Path, content: dict, keep_last: int = 2, healthy: Path | None =
         if file not in kept:
             _remove(file)
     make_last(path)
+
+
+def save_best(folder: Path, content: dict) -> None:
+    """Writes checkpoint-best.pth in the place of the one before. Raises OSError if the disk refuses it."""
+    _write(folder / BEST, content, None)
 
 
 def _write(path: Path, content: dict, healthy: Path | None) -> None:
@@ -114,8 +118,8 @@ def find_healthy(folder: Path) -> Path | None:
     """The newest checkpoint of the folder that is known to be healthy, if there is one."""
     with suppress(OSError, UnicodeDecodeError):
         path = folder / (folder / HEALTHY).read_text().strip()
-        return path if path in list_numbered(folder) else None
-    return None
+        if path in list_numbered(folder):
+            return path
 
 
 def locate(resume: str | Path) -> Path:
@@ -156,14 +160,19 @@ def load(path: Path, *, mmap: bool = False) -> dict:
     return content
 
 
-def load_model(model: nn.Module, resume: str | Path, ema: bool) -> Path:
-    """Loads the weights, or with `ema` their average, of a checkpoint. Returns the file."""
+def load_model(model: nn.Module, resume: str | Path, ema: bool | None) -> tuple[Path, bool]:
+    """Loads the weights of a checkpoint, or with `ema` their average; None: that, where there is one.
+
+    Returns the file, and whether it was the average.
+    """
     path = locate(resume)
     content = load(path)
-    if ema and not content.get("model_ema"):
+    average = content.get("model_ema")
+    if ema and not average:
         raise UserError(f"{path}: holds no averaged weights 'model_ema'; leave out --ema")
-    load_weights(model, content["model_ema" if ema else "model"], path)
-    return path
+    weights = content["model"] if ema is False else average or content["model"]
+    load_weights(model, weights, path)
+    return path, weights is average
 
 
 def load_weights(model: nn.Module, weights: dict, path: Path) -> None:
@@ -232,12 +241,3 @@ def check_weights(weights, path: Path, key: str = "model") -> dict[str, Tensor]:
         if not (on_host and isinstance(name, str) and name.isprintable()):
             raise UserError(f"{path}: not a checkpoint, it has no dict {key!r} of tensors")
     return dict(items)
-
-
-def fingerprint(weights: dict[str, Tensor]) -> str:
-    """The SHA-256, in hexadecimal, of names, dtypes, shapes and values, independent of file and device."""
-    digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

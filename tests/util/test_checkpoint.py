@@ -73,6 +73,20 @@ def test_only_what_we_wrote_is_cleared_away_and_never_the_newest(tmp_path):
     assert load_newest(tmp_path / checkpoint.NAME, pytest.fail)[1]["step"] == 3
 
 
+def test_the_best_weights_are_replaced_verified_and_never_cleared_away(tmp_path):
+    for step in (1, 2):
+        checkpoint.save_best(tmp_path, content(step))
+    for step in (3, 4, 5):
+        checkpoint.save(tmp_path, content(step), keep_last=1)
+    path = tmp_path / checkpoint.BEST
+    assert checkpoint.load(path)["step"] == 2
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"checkpoint-best\.pth: damaged"):
+        checkpoint.load(path)
+
+
 def steps(folder) -> list[int]:
     return sorted(int(path.stem[-8:]) for path in folder.glob("checkpoint-0*.pth"))
 

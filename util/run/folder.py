@@ -116,7 +116,8 @@ def find_origin(resume: str, folder: Path | None) -> Path | None:
     if dist.restarts() and found and began_here(folder):
         return own
     same_folder = path is not None and path.parent.resolve() == folder.resolve()
-    same_folder = same_folder and path.name != checkpoint.SAFETENSORS_NAME  # it begins another run
+    weights_only = (checkpoint.SAFETENSORS_NAME, checkpoint.BEST)
+    same_folder = same_folder and path.name not in weights_only  # they begin another run
     if found and not same_folder:
         raise UserError(
             f"--output_dir {folder} holds the checkpoints of another run; give --resume {folder} to go on "

@@ -6,8 +6,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from util import dist
 
-ON_BAR = ("train/loss", "train/images_per_s")
+ON_BAR = ("train/loss", "train/images_per_s", "train/memory_gib")
+LINE_EVERY = 30.0  # seconds between two lines on the progress, where there is no terminal
 
 
 def printable(line: str) -> str:
@@ -45,17 +46,53 @@ class EventFile:
         self.file.flush()
 
 
+class ProgressLines:
+    """Says a line on the progress of a run every LINE_EVERY seconds, where no terminal can show a bar.
+
+    say          called with a line
+    done, total  steps of the run
+    """
+
+    def __init__(self, say: Callable[[str], None], done: int, total: int):
+        self.say, self.first, self.done, self.total = say, done, done, total
+        self.began = self.spoken = time.monotonic()
+        self.images, self.loss, self.silent, self.memory = 0, None, True, ""
+
+    def step(self, loss: Tensor, images: int) -> None:
+        """Notes a step, its loss and its number of images."""
+        self.done, self.images = self.done + 1, self.images + images
+        if time.monotonic() - self.spoken >= LINE_EVERY:
+            self._speak(loss.item() if self.loss is None else self.loss)  # sync
+
+    def record(self, loss: float, gib: float | None) -> None:
+        """Notes the mean loss of the last steps and the most memory, for the next line.
+
+        The first and the last are lines now.
+        """
+        self.loss, self.memory = loss, "" if gib is None else f", {gib:.2g} GiB"
+        if self.images and (self.silent or self.done == self.total):
+            self._speak(loss)
+
+    def _speak(self, loss: float) -> None:
+        now = time.monotonic()
+        rate = self.images / max(now - self.spoken, 1e-9)
+        left = (self.total - self.done) * (now - self.began) / max(self.done - self.first, 1)
+        place = f"step {self.done} of {self.total}, loss {loss:.4g}"
+        self.say(f"{place}, {rate:.3g} images/s, {tqdm.format_interval(left)} left{self.memory}")
+        self.spoken, self.images, self.loss, self.silent = now, 0, None, False
+
+
 class RunLog(AbstractContextManager):
     """The log of one run in `folder`, which may be None: then it prints, but writes nothing.
 
     Its calls do nothing unless `enabled`, as on the first process. Each record is a JSON line in log.txt;
     numbers and images also go to TensorBoard. A terminal shows a bar with loss and remaining time, and
-    without a terminal the records are printed as lines. If the disk is full, training continues: one line
+    without a terminal lines say the same (ProgressLines). If the disk is full, training continues: one line
     says so, and what is missing is written as soon as there is room.
     """
 
     def __init__(self, folder: Path | None, enabled: bool):
-        self.folder, self.enabled, self.bar = folder, enabled, None
+        self.folder, self.enabled, self.bar, self.lines = folder, enabled, None, None
         self.file = self.events = None
         self.has_failed = False
         if enabled:
@@ -67,15 +104,20 @@ class RunLog(AbstractContextManager):
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, first: int) -> None:
         """Begins an epoch of `steps` at step `first`. The bar and its remaining time cover all epochs."""
+        done, total = epoch * steps + first, epochs * steps
         if self.enabled and self.terminal:
             if self.bar is None:
-                done = epoch * steps + first
-                self.bar = tqdm(total=epochs * steps, initial=done, unit="step", dynamic_ncols=True)
+                self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
             self.bar.set_description(f"epoch {epoch + 1}/{epochs}")
+        elif self.enabled and self.lines is None:
+            self.lines = ProgressLines(self.say, done, total)
 
-    def step(self) -> None:
+    def step(self, loss: Tensor, images: int) -> None:
+        """Notes a step, its loss on this process, and its images on all processes."""
         if self.bar is not None:
             self.bar.update()
+        elif self.lines is not None:
+            self.lines.step(loss, images)
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Writes figures of a global step by name. A slash in a name makes a group in TensorBoard."""
@@ -91,23 +133,30 @@ class RunLog(AbstractContextManager):
         shown = {name.removeprefix("train/"): f"{values[name]:.4g}" for name in ON_BAR if name in values}
         if self.bar is not None and shown:
             self.bar.set_postfix(shown)
+        elif self.lines is not None and "train/loss" in values:
+            self.lines.record(values["train/loss"], values.get("train/memory_gib"))
         else:
             self.say(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
-    def has(self, step: int, name: str) -> bool:
-        """Whether log.txt has a record of that step with that name."""
+    def find(self, step: int, name: str) -> dict[str, float] | None:
+        """The last record of that step with that name in log.txt, or None."""
         if self.file is None:
-            return False
-        lines = (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-        return any(line.startswith(f'{{"step": {step}, ') and f'"{name}"' in line for line in lines)
+            return None
+        for line in reversed((self.folder / "log.txt").read_text("utf-8", errors="replace").splitlines()):
+            if line.startswith(f'{{"step": {step}, ') and f'"{name}"' in line:
+                with suppress(ValueError):  # a line that was cut short
+                    return json.loads(line)
+        return None
 
     def image(self, step: int, name: str, image) -> None:
-        """Writes an RGB Pillow image to TensorBoard and to <name>-<step>.png."""
+        """Writes an RGB Pillow image to TensorBoard and to <name>/step-<step>.png."""
         if self.enabled and self.folder is not None:
             from torch.utils.tensorboard import summary
 
             with self.tolerate_write_errors():
-                image.save(self.folder / f"{name}-{step:07d}.png")
+                path = self.folder / name / f"step-{step:07d}.png"
+                path.parent.mkdir(exist_ok=True)
+                image.save(path)
                 if self.events is not None:
                     shown = summary.image(name, np.asarray(image), dataformats="HWC")
                     self.events.add(step=step, summary=shown)

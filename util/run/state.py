@@ -4,6 +4,7 @@ import random
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from util.dist import World
 from util.errors import reading
 from util.files import write_json
 from util.flags import provenance
+from util.run.evaluations import Evaluations
 from util.run.folder import SETTINGS, began_here, clean, find_origin, load_newest
 from util.run.watch import LossWatch
 
@@ -53,6 +55,7 @@ class RunState:
     steps         in an epoch; images: in a step of all processes together
     bits          what, besides weights and random numbers, the bits of the run depend on, by name
     saved_step    the step of the last checkpoint; resumed_step: that at which the run was resumed, or None
+    evaluations   what the evaluations of the run have shown so far
     watch         judges the losses; healthy: the newest checkpoint of the run that they show to be healthy
     """
 
@@ -64,13 +67,15 @@ class RunState:
         if ema_decay is not None:
             from timm.utils import ModelEmaV3
 
-            self.ema = ModelEmaV3(model, decay=ema_decay)
+            # In step n the decay is min(ema_decay, (n - 1) / (n + 8)): the random weights at the start are
+            # forgotten at once, and until ema_decay is reached the mean age of the weights is n / 10 steps.
+            self.ema = ModelEmaV3(model, ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
         self.device, self.steps, self.images = next(model.parameters()).device, steps, images
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self.bits = {"processes": world.size, "threads": torch.get_num_threads(), **bits}
         self.step, self.place = start_epoch * steps, (start_epoch, 0)
         self.saved_step = self.resumed_step = self.healthy = None
-        self.watch = LossWatch()
+        self.watch, self.evaluations = LossWatch(), Evaluations()
 
     def begin(self, resume: str, folder: Path | None, flags, say: Callable[[str], None]) -> None:
         """Begins a run in `folder`, from the checkpoint `resume`, or from its own (see `find_origin`).
@@ -132,6 +137,7 @@ class RunState:
                 "random": states,
                 "run": self.bits,
                 "losses": list(self.watch.losses),
+                "evaluations": asdict(self.evaluations),
             }
             if self.ema is not None:
                 content["model_ema"] = self.ema.module.state_dict()
@@ -148,6 +154,28 @@ class RunState:
         if error is None:
             self.saved_step, self.watch.followed = self.step, None
         return error
+
+    def save_best(self, folder: Path | None, flags) -> str | None:
+        """Writes the weights, averaged where there is an average, as the best ones of the run.
+
+        Returns, on every process, what went wrong, or None.
+        """
+        error = None
+        if self.world.is_main and folder is not None:
+            weights = (self.model if self.ema is None else self.ema.module).state_dict()
+            content = {
+                "model": weights,
+                "args": flags,
+                "step": self.step,
+                "bits_per_dim": self.evaluations.best,
+            }
+            if self.ema is not None:
+                content["model_ema"] = weights  # the same, for --ema; the file holds them once
+            try:
+                checkpoint.save_best(folder, content)
+            except OSError as failed:
+                error = f"{folder / checkpoint.BEST} could not be written ({failed.strerror or failed})"
+        return dist.gather(error)[0]
 
     def go_back(self, folder: Path | None) -> str:
         """Lets the run continue from its newest healthy checkpoint. Returns the advice to do so."""
@@ -177,6 +205,7 @@ class RunState:
         with reading(path, "its optimizer or random state is not of such a run"):
             changes = self._restore(content)
             losses = [float(loss) for loss in content.get("losses", ())]
+            evaluations = Evaluations.restored(content.get("evaluations", {}))
         if changes:
             say(f"{path} was written with {'; '.join(changes)}: not bit for bit the run that was not stopped")
         self.resumed_step = self.step
@@ -186,6 +215,7 @@ class RunState:
             self.healthy = own if known and known.name > own.name and own.exists() else known
             self.saved_step = self.step
             self.watch.losses.extend(losses)
+            self.evaluations = evaluations
         if content.get("model_ema") and self.ema is None:
             say(f"{path} holds an average, which ends here: without --ema none is kept")
         say(f"resumed {path} at step {self.step}: epoch {self.place[0]}, {self.place[1]} of its images done")
