@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from util.errors import UserError, reading
@@ -116,7 +116,8 @@ class Gallery:
         The system frees the claim of a killed process. On a file system without locks every claim is granted:
         then two processes may draw the same image, which does no harm.
         """
-        lock, granted = FileLock(self.folder / CLAIMS / f"{name}.lock"), True
+        lock = FileLock(self.folder / CLAIMS / f"{name}.lock", fallback_to_soft=False)
+        granted = True
         while True:
             try:
                 (self.folder / CLAIMS).mkdir(parents=True, exist_ok=True)
@@ -124,12 +125,12 @@ class Gallery:
             except FileNotFoundError:  # another job has finished and removed the folder in between
                 continue
             except Timeout:
-                granted = isinstance(lock, SoftFileLock)  # a file left behind where the system has no locks
+                granted = False
             except (NotImplementedError, OSError):
                 pass  # no locks here
             break
         try:
-            if lock.is_locked and not isinstance(lock, SoftFileLock):
+            if lock.is_locked:
                 paths = {self.path(index) for index in unit}
                 for stale in self.folder.glob("*.png.*.tmp"):
                     if stale.with_suffix("").with_suffix("") in paths:  # left by a process that was killed
