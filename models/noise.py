@@ -9,7 +9,6 @@ Letters: N images, g patches a side at this level, L = g * g, k patches of one s
 next level).
 """
 
-import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,23 +16,12 @@ import torch
 from torch import Tensor
 
 from models.patches import patchify
+from util.errors import ArgumentError, whole_number
 
 # The indices, among a node's five numbers, of the three uses that are named above.
 ORDER, COUNT, VALUES = slice(0, 1), slice(1, 2), slice(2, 5)
 NUMBERS = 5
-
-
-def _integer(name: str, value) -> int:
-    """An integer of Python, NumPy or torch as an int. Raises ValueError for floats, texts and bools.
-
-    1.5 would be taken for 1 elsewhere, and True is more likely a mistake than the number 1.
-    """
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ValueError(f"{name} {value!r} must be an integer")
+MAX_SEED = 2**63 - 1
 
 
 class Noise:
@@ -54,19 +42,19 @@ class Noise:
 
         The generator is counter-based (NumPy's Philox, keyed by seed and index), so image i is the same in
         every batch and process. A list holds one seed for each level above the pixel: for the order of the
-        level's patches, and for the values that the softmax below the level samples. Raises ValueError for a
-        list of another length, for a seed or index that is no integer, and for a seed out of 0 … 2**63 - 1.
+        level's patches, and for the values that the softmax below the level samples. Raises ArgumentError for
+        a list of another length, and for a seed or index that is no integer from 0 to 2**63 - 1.
         """
-        if isinstance(seed, Sequence):
+        if isinstance(seed, Sequence) and not isinstance(seed, str):
             if len(seed) != len(sizes) - 1:
-                raise ValueError(
-                    f"seed {seed} must be one number, or {len(sizes) - 1}, one for each level above the pixel"
+                raise ArgumentError(
+                    "seed",
+                    f"{seed} must be one number, or {len(sizes) - 1}, one for each level above the pixel",
                 )
             levels = [cls.of_images(one, indices, sizes, device).maps for one in seed]
             return cls([levels[0][0], *(maps[level + 1] for level, maps in enumerate(levels))])
-        seed, indices = _integer("seed", seed), [_integer("index", index) for index in indices]
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed {seed} is out of range; it must be from 0 to 2**63 - 1")
+        seed = whole_number("seed", seed, 0, MAX_SEED)
+        indices = [whole_number("indices", index, 0, MAX_SEED) for index in indices]
         sides = [sizes[0] // size for size in sizes]
         counts = [NUMBERS * side * side for side in sides]
         flat = np.empty((len(indices), sum(counts)), dtype=np.float32)

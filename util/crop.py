@@ -9,10 +9,29 @@ def center_crop_arr(pil_image: Image.Image, image_size: int) -> Image.Image:
     A box filter halves the image while its short side is at least twice `image_size`. A bicubic filter then
     brings the short side to `image_size`, and the long side is cropped.
     """
+    *halved, scaled = _sizes(pil_image.size, image_size)
     image = pil_image
-    while min(image.size) >= 2 * image_size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = image_size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - image_size) // 2, (image.height - image_size) // 2
+    for size in halved:
+        image = image.resize(size, Image.Resampling.BOX)
+    image = image.resize(scaled, Image.Resampling.BICUBIC)
+    left, top = (scaled[0] - image_size) // 2, (scaled[1] - image_size) // 2
     return image.crop((left, top, left + image_size, top + image_size))
+
+
+def crop_map(size: tuple[int, int], image_size: int) -> list[tuple[float, int]]:
+    """For x and for y: the scale and the offset with which `center_crop_arr` moves a place of an image.
+
+    The place x of an image of `size` (width, height) comes to scale * x - offset of the crop.
+    """
+    scaled = _sizes(size, image_size)[-1]
+    return [(new / old, (new - image_size) // 2) for new, old in zip(scaled, size, strict=True)]
+
+
+def _sizes(size: tuple[int, int], image_size: int) -> list[tuple[int, int]]:
+    """The sizes (width, height) to which an image is halved, and that to which it is then scaled."""
+    sizes, (width, height) = [], size
+    while min(width, height) >= 2 * image_size:
+        width, height = width // 2, height // 2
+        sizes.append((width, height))
+    scale = image_size / min(width, height)
+    return [*sizes, (round(width * scale), round(height * scale))]

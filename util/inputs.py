@@ -11,50 +11,48 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from util.errors import UserError, reading
+from util.data.decode import changes, open_rgb, to_rgb
+from util.errors import UserError, reading, warn_once
 
 MAX_PIXELS = 64 * 2**20
-# The opaque colours of these modes have an exact RGB value.
-EXACT_MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "RGBX")
+CLEAR_MASK = "a mask with transparent pixels; make each pixel black (kept) or white (repainted)"
+ORIENTATION = 0x0112  # the EXIF tag
 
 
-def open_exact(path: str | Path) -> Image.Image:
-    """Reads an image file of at most 64 Mi pixels as RGB, with exactly the pixels that are in the file.
+def open_image(path: str | Path) -> tuple[Image.Image, str]:
+    """Reads an image file of at most 64 Mi pixels as RGB, as the reader of training data does.
 
-    A known pixel must not change. So, unlike the reader of training data, this refuses animated, transparent,
-    16-bit and CMYK images. Raises UserError that names the file.
+    So an opaque image of 8 bits a channel keeps its pixels, and of others an animation gives its first frame,
+    transparent pixels lie over white, 16 bits are scaled, and EXIF data turns it upright. Returns the image,
+    and a line that says which of these was done; "" if none was. Raises UserError that names the file.
     """
-    with reading(path, "cannot be read as an image"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(path)
-        with opened as image:
+    with reading(path, "cannot be read as an image"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(
                     f"{image.width} x {image.height} pixels are too many; make it smaller than 64 Mi pixels"
                 )
-            if any(";16" in str(tile[3]) for tile in image.tile):  # Pillow would drop the low byte of colours
-                raise UserError("a 16-bit image; make it one of 8 bits a channel first")
-            image.load()
-            return exact_rgb(image)
+            done = [changes(image), *["it is turned upright"] * (image.getexif().get(ORIENTATION, 1) > 1)]
+        line = ", ".join(filter(None, done))
+        return open_rgb(path), line and f"{path}: {line}"
 
 
-def exact_rgb(image: Image.Image) -> Image.Image:
-    """Converts a Pillow image to RGB with the same colours. Raises UserError if that is not possible."""
-    if getattr(image, "n_frames", 1) > 1:
-        raise UserError(f"an animated image of {image.n_frames} frames; take out one (image.seek and copy)")
-    if image.mode not in EXACT_MODES:
-        raise UserError(f"an image of mode {image.mode}; convert it to RGB first")
-    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-        raise UserError("a transparent image; lay it over a background first")
-    return image.convert("RGB")
+def open_mask(path: str | Path) -> tuple[Image.Image, str]:
+    """Reads a mask as `open_image` does. Raises UserError for a transparent one, whose white is not known."""
+    mask, line = open_image(path)
+    if "transparent" in line:
+        raise UserError(f"{path}: {CLEAR_MASK}")
+    return mask, line
 
 
 def to_batch(images, channels: int, what: str) -> Tensor:
     """Turns one or several images into a tensor (B, C, H, W) of their own dtype. C is `channels`, 3 or 1.
 
     Takes PIL images, NumPy arrays (H, W, C) or (B, H, W, C), tensors (C, H, W) or (B, C, H, W), or a list of
-    them. If C is 1, arrays and tensors may lack its axis. Raises UserError that calls the images `what`.
+    them. If C is 1, arrays and tensors may lack its axis. PIL images become RGB as in training: transparent
+    pixels lie over white, 16 bits are scaled, and a line says so. Arrays and tensors hold what they hold.
+    Raises UserError that calls the images `what`.
     """
     if isinstance(images, (list, tuple)):
         if not images:
@@ -65,7 +63,11 @@ def to_batch(images, channels: int, what: str) -> Tensor:
             raise UserError(f"{what}: images of different sizes, {sizes}; all in a batch must be alike")
         return torch.cat(batch)
     if isinstance(images, Image.Image):
-        images = np.asarray(exact_rgb(images).convert("RGB" if channels == 3 else "L"))
+        if line := changes(images):
+            if channels == 1 and "transparent" in line:
+                raise UserError(CLEAR_MASK)
+            warn_once(f"{what}: {line}")
+        images = np.asarray(to_rgb(images).convert("RGB" if channels == 3 else "L"))
     if isinstance(images, np.ndarray):
         if images.dtype.kind not in "biuf":
             raise UserError(f"{what} has {images.dtype} values; it must be of integers or floats")

@@ -14,6 +14,7 @@ from torch import Tensor
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 NUM_VALUES = 256
+TEXT = 16  # pixels, the height of a line of text on a sheet
 
 
 def _per_channel(constants: tuple[float, ...], like: Tensor, dim: int) -> Tensor:
@@ -59,20 +60,36 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def make_sheet(
-    images: Sequence[Image.Image], columns: int, zoom: int = 1, row_labels: Sequence[str] = ()
+    images: Sequence[Image.Image],
+    columns: int,
+    zoom: int = 1,
+    row_labels: Sequence[str] = (),
+    captions: Sequence[str] = (),
+    title: str = "",
 ) -> Image.Image:
-    """Lays images of one size row by row on one RGB image, each enlarged `zoom` times without smoothing."""
+    """Lays images of one size row by row on one RGB image, each enlarged `zoom` times without smoothing.
+
+    row_labels  one for each row, to the left of it
+    captions    one for each image, below it, cut at the image's width
+    title       above all images
+    """
     width, height = (side * zoom for side in images[0].size)
     gap, margin = max(2, zoom), 8 + max((7 * len(label) for label in row_labels), default=-8)
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (margin + columns * (width + gap), rows * (height + gap)), "white")
+    top, pitch, rows = TEXT * bool(title), height + gap + TEXT * bool(captions), -(-len(images) // columns)
+    sheet = Image.new("RGB", (margin + columns * (width + gap), top + rows * pitch), "white")
     draw = ImageDraw.Draw(sheet)
+    draw.text((margin + 2, 2), title, fill="black")
     for number, image in enumerate(images):
         row, column = divmod(number, columns)
-        enlarged = image.resize((width, height), Image.Resampling.NEAREST)
-        sheet.paste(enlarged, (margin + column * (width + gap), row * (height + gap)))
+        x, y = margin + column * (width + gap), top + row * pitch
+        sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, y))
+        if captions:
+            caption = "".join(filter(str.isprintable, captions[number]))
+            while draw.textlength(caption) > width:
+                caption = caption[:-1]
+            draw.text((x + 1, y + height + 2), caption, fill="black")
     for row, label in enumerate(row_labels):
-        draw.text((4, row * (height + gap) + height // 2 - 6), label, fill="black")
+        draw.text((4, top + row * pitch + height // 2 - 6), label, fill="black")
     return sheet
 
 

@@ -12,18 +12,15 @@ from torch import Tensor
 
 from models.generator import Generator, Steps
 from models.likelihood.bits import LN2, draw_steps
-from models.likelihood.log_likelihood import (
-    OVERFLOW,
-    model_images,
-    spread,
-    steps_of_levels,
-    terms_in_steps,
-)
+from models.likelihood.log_likelihood import OVERFLOW, model_images, spread, terms_in_steps
 from models.noise import Noise
 from models.pixelloss import PixelLoss
-from models.sampling.finite import check_finite
-from models.sampling.generate import check_labels, eval_mode
-from util.errors import UserError
+from models.sampling.edit import integers
+from models.sampling.generate import eval_mode
+from models.sampling.labels import Label, labels_of_each
+from models.sampling.options import steps_of_levels
+from models.sampling.precision import check_finite
+from util.errors import ArgumentError, UserError, naming
 from util.pixels import to_values
 
 MAX_ROWS = 4096  # of logits at a time
@@ -72,7 +69,7 @@ def look_inside(
     model,
     image,
     pixel: Sequence[int],
-    class_label: int | None = None,
+    class_label: Label | None = None,
     *,
     num_inference_steps: Sequence[int] | None = None,
     seed: int = 0,
@@ -83,17 +80,19 @@ def look_inside(
     If `generate` sampled the image with that seed, index and steps, guidance_scale 1 and temperature 1, these
     are the softmaxes from which it was sampled, except that guiding pixels are the means of what was sampled
     under them. For any other image they are those of that order of patches, with the image's own pixels as
-    context. Raises ValueError for an argument out of range, and where softmaxes or weights are not finite.
+    context. Raises UserError for an argument out of range, and where softmaxes or weights are not finite.
     """
     images, side = model_images(model, image), model.img_size_list[0]
     if len(images) != 1:
         raise UserError(f"{len(images)} images; give one")
-    x, y = pixel
+    x, y = integers("pixel", pixel, "x, y")
     if not (0 <= x < side and 0 <= y < side):
-        raise UserError(f"pixel {x} {y} is not within the {side} x {side} pixels")
-    labels = check_labels(class_label, model.class_num)
+        raise ArgumentError("pixel", f"{x} {y} is not within the {side} x {side} pixels")
+    labels = labels_of_each(model, class_label, 1, "class_label")
     num_iters = steps_of_levels(model, num_inference_steps)
-    steps = draw_steps(model, Noise.of_images(seed, [index], model.noise_sizes), num_iters)
+    with naming({"indices": "index"}):
+        noise = Noise.of_images(seed, [index], model.noise_sizes)
+    steps = draw_steps(model, noise, num_iters)
     heads = {level: head for level, head in enumerate(softmax_heads(model)) if head is not None}
     inputs = {}  # by level: the pixels and conditions with which its head is called
     with eval_mode(model), ExitStack() as hooks:

@@ -6,6 +6,7 @@ Letters: B images, H image side, C classes, S drawn orders, R rows.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,9 +19,11 @@ from models.likelihood.bits import LN2, draw_steps, evaluation_terms, is_exact
 from models.noise import Noise
 from models.patches import unpatchify
 from models.pixelloss import LossTerm
-from models.sampling.finite import check_finite
-from models.sampling.generate import check_labels, eval_mode, labels_of_each
-from models.sampling.options import check_steps
+from models.sampling.generate import eval_mode
+from models.sampling.labels import Label, check_labels, labels_of_each
+from models.sampling.options import steps_of_levels
+from models.sampling.precision import check_finite
+from util.errors import ArgumentError, UserError, real_number, whole_number
 from util.inputs import to_value_batch
 from util.pixels import normalize
 
@@ -41,7 +44,7 @@ class LogLikelihood(NamedTuple):
 def log_likelihood(
     model,
     images,
-    class_labels: int | Sequence[int] | Tensor | None = None,
+    class_labels: Label | Sequence[Label] | Tensor | None = None,
     reduce: str = "image",
     *,
     num_orders: int = 4,
@@ -52,26 +55,26 @@ def log_likelihood(
     """log2 p(image), with or without its class: in bits, at most 0 (paper, 5.1).
 
     images               as `model.edit` takes them, of the model's size
-    class_labels         one for all images, or one for each; None: unconditional
+    class_labels         one for all images, or one for each, a number or a name; None: unconditional
     reduce               "image": (B,). "pixel": (B, H, H), a map of where the bits go. "channel": (B, 3), for
                          R, G, B. "level": (B, levels above the pixel), by the softmax below each level: first
                          those of guiding pixels, 0 where a level has none, then the pixels' own
     num_orders           number of orders drawn for each image, if the model has a MAR level; the result is
                          their mean
-    num_inference_steps  of each level, as in `generate`: the likelihood is that of this sampler, without
-                         guidance
+    num_inference_steps  of each level, or one number for all, as in `generate`: the likelihood is that of
+                         this sampler, without guidance
     seed                 of the orders: image i's are the same for every class and in every batch
 
     Where every level is AR the result is exact, log2 p(x) = sum of log2 p(pixel | all before it), and its
     standard error is 0. Otherwise it is log2 p(x | order), exact for each drawn order; its mean over orders
     is at most log2 p(x) (see `bits_by_term`). In a map, a guiding pixel's bits are spread evenly over its
-    patch, so a map sums to the image's bits. Raises ValueError for an argument out of range, and where
+    patch, so a map sums to the image's bits. Raises UserError for an argument out of range, and where
     likelihoods or weights are not finite.
     """
-    if reduce not in REDUCTIONS:
-        raise ValueError(f"unknown reduce {reduce!r}; one of {', '.join(REDUCTIONS)}")
+    if reduce not in tuple(REDUCTIONS):
+        raise ArgumentError("reduce", f"{reduce!r} must be one of {', '.join(REDUCTIONS)}")
     images = model_images(model, images)
-    labels = labels_of_each(class_labels, model.class_num, len(images))
+    labels = labels_of_each(model, class_labels, len(images))
     orders = num_orders, num_inference_steps, seed
     found = _by_order(model, images, labels, *orders, REDUCTIONS[reduce], progress_bar)
     check_finite(model, found, OVERFLOW)
@@ -88,7 +91,7 @@ def log_likelihood(
 def classify(
     model,
     images,
-    classes: Sequence[int] | None = None,
+    classes: Sequence[Label] | None = None,
     *,
     prior: Sequence[float] | None = None,
     num_orders: int = 4,
@@ -98,20 +101,18 @@ def classify(
 ) -> Tensor:
     """p(class | image) by Bayes' rule (paper, 5.1): (B, C) float64 on the host; rows sum to 1.
 
-    classes  the labels that are considered, in the order of the columns; default: all
+    classes  those that are considered, numbers or names, in the order of the columns; default: all
     prior    their probabilities before the image is seen; default: equal
 
     The other arguments are those of `log_likelihood`; all classes get the same orders. p(x | class) is the
-    mean of p(x | order, class). It takes one likelihood pass for each class and order. Raises ValueError as
+    mean of p(x | order, class). It takes one likelihood pass for each class and order. Raises UserError as
     `log_likelihood` does.
     """
     images = model_images(model, images)
-    labels = range(model.class_num) if classes is None else check_labels(classes, model.class_num)
+    labels = range(model.class_num) if classes is None else check_labels(model, classes, "classes")
     if not labels:
-        raise ValueError("classify needs at least one class")
-    weights = torch.tensor([1.0] * len(labels) if prior is None else prior, dtype=torch.float64)
-    if len(weights) != len(labels) or not (weights >= 0).all() or not weights.sum() > 0:
-        raise ValueError(f"prior {prior} must be {len(labels)} numbers from 0, one for each class, not all 0")
+        raise UserError("the model has no classes to choose from")
+    weights = prior_of(prior, len(labels))
     logs = []
     for label in tqdm(labels, desc="classes", disable=not progress_bar):
         same, orders = [label] * len(images), (num_orders, num_inference_steps, seed)
@@ -122,17 +123,23 @@ def classify(
     return (logs + weights.log()).softmax(1)
 
 
+def prior_of(prior: Sequence[float] | None, num_classes: int) -> Tensor:
+    """The prior of `classify` as (C,) float64, equal where it is None. Raises UserError for what is none."""
+    wanted = f"{num_classes} numbers from 0, one for each class, not all 0"
+    prior = [1.0] * num_classes if prior is None else prior
+    prior = prior.tolist() if hasattr(prior, "tolist") else prior
+    if not isinstance(prior, Sequence) or len(prior) != num_classes:
+        raise ArgumentError("prior", f"{prior} must be {wanted}")
+    weights = [real_number("prior", share, 0, sys.float_info.max, f"one of {wanted}") for share in prior]
+    if not any(weights):
+        raise ArgumentError("prior", f"{prior} must be {wanted}")
+    return torch.tensor(weights, dtype=torch.float64)
+
+
 def model_images(model, images) -> Tensor:
     """Images as users give them -> normalised images (B, 3, H, H) of the model's size, on its device."""
     values = to_value_batch(images, model.img_size_list[0])
     return normalize(values.to(model.fake_latent.device, non_blocking=True), dtype=model.generator.dtype)
-
-
-def steps_of_levels(model, given: Sequence[int] | None) -> Sequence[int]:
-    """The numbers of steps that are given, or the model's own. Raises ValueError unless they are positive."""
-    steps = model.sampling_defaults.num_inference_steps if given is None else given
-    check_steps(steps, len(model.generators))
-    return steps
 
 
 def _by_order(
@@ -149,8 +156,7 @@ def _by_order(
 
     summed  the dimensions of the bits that are added up, see REDUCTIONS
     """
-    if num_orders < 1:
-        raise ValueError(f"num_orders {num_orders} must be at least 1")
+    num_orders = whole_number("num_orders", num_orders, 1)
     steps = steps_of_levels(model, num_inference_steps)
     num_orders = 1 if is_exact(model) else num_orders
     labels = torch.tensor(labels) if labels is not None else None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from util.errors import ArgumentError, whole_number
 from util.pixels import NUM_VALUES
 
 
@@ -47,15 +48,13 @@ class Grey(Constraint):
 class Within(Constraint):
     """Allows values at most `distance` (0..255) away from those of the edited image (paper, 5.3).
 
-    It is for restoration and de-quantisation. Raises ValueError for a distance out of range.
+    It is for restoration and de-quantisation. Raises UserError for a distance out of range.
     """
 
     holds_for_means = True
 
     def __init__(self, distance: int):
-        if not 0 <= distance < NUM_VALUES:
-            raise ValueError(f"distance {distance} is out of range; it must be from 0 to {NUM_VALUES - 1}")
-        self.distance = distance
+        self.distance = whole_number("distance", distance, 0, NUM_VALUES - 1)
 
     def __call__(self, channel: int, before: Tensor, reference: Tensor) -> Tensor:
         values = torch.arange(NUM_VALUES, device=reference.device)
@@ -65,21 +64,20 @@ class Within(Constraint):
 class Palette(Constraint):
     """Allows only these colours, (n, 3) values 0..255, when an image is edited (paper, 5.3).
 
-    Raises ValueError for another shape or values out of range.
+    Raises UserError for another shape, and for values that are no integers from 0 to 255.
     """
 
     def __init__(self, colours: Sequence[Sequence[int]] | Tensor):
-        colours = torch.as_tensor(colours)
-        shape = tuple(colours.shape)
-        if (
-            len(shape) != 2
-            or shape[1] != 3
-            or not shape[0]
-            or colours.min() < 0
-            or colours.max() >= NUM_VALUES
-        ):
-            raise ValueError(f"palette of shape {shape} must be one or more colours of R, G, B from 0 to 255")
-        self.colours = colours.long()
+        try:
+            rows = [
+                [whole_number("colours", value, 0, NUM_VALUES - 1) for value in (red, green, blue)]
+                for red, green, blue in colours
+            ]
+        except (TypeError, ValueError):
+            rows = []
+        if not rows:
+            raise ArgumentError("colours", "must be one or more of three integers from 0 to 255")
+        self.colours = torch.tensor(rows)
 
     def __call__(self, channel: int, before: Tensor, reference: Tensor) -> Tensor:
         colours = self.colours.to(reference.device, non_blocking=True)

@@ -21,11 +21,14 @@ import torch
 from torch import Tensor
 
 from models.sampling.constraints import Constraint
-from models.sampling.generate import generate, labels_of_each
+from models.sampling.generate import generate
 from models.sampling.known import KnownPixels
-from util.errors import UserError
+from models.sampling.labels import labels_of_each
+from util.errors import ArgumentError, UserError, naming, one_line, warn_once, whole_number
 from util.inputs import to_mask_batch, to_value_batch
 from util.pixels import normalize
+
+MAX_SIDE = 2**31  # of boxes and positions; images are smaller
 
 
 def edit(
@@ -44,28 +47,31 @@ def edit(
                   or floats 0..1
     mask          one or B masks (B, H, H): 0 or False keeps a pixel; 1, 255 or True repaints it. One mask
                   serves all images
-    class_labels  one for all images, or one for each; None: unconditional. A label of another class than the
-                  image's edits the class
+    class_labels  one for all images, or one for each, a number or a name; None: unconditional. Another class
+                  than the image's edits the class
     num_results   number of results for each image, at least 1; the results of an image follow one another
     constraint    what all repainted pixels must fulfil: a Constraint, or a function like
-                  `Constraint.__call__`
+                  `Constraint.__call__`. None: nothing
     options       options of `generate`, with the same defaults. num_inference_steps counts for a whole image:
                   where only a share of a MAR level's patches is sampled, it takes the same share of the steps
 
     A mask that is wholly white gives what `generate` gives with the same seed. An image with nothing to
-    repaint comes back at once; otherwise the time grows with the repainted share. Returns B * num_results
-    images of `output_type`.
+    repaint comes back at once, and a line says so if all are such images; otherwise the time grows with the
+    repainted share. Returns B * num_results images of `output_type`.
 
-    Raises ValueError for images, masks or settings out of range.
+    Raises UserError for images, masks or settings out of range.
     """
     side, device = model.img_size_list[0], model.fake_latent.device
     values, hidden = to_value_batch(image, side), to_mask_batch(mask, (side, side))
     num_images = len(values) if len(hidden) == 1 else len(hidden)
     if len(values) not in (1, num_images):
         raise UserError(f"{len(values)} images and {len(hidden)} masks; give one of either, or as many")
-    if num_results < 1:
-        raise UserError(f"num_results {num_results} must be at least 1")
-    labels = labels_of_each(class_labels, model.class_num, num_images)
+    num_results = whole_number("num_results", num_results, 1)
+    if constraint is not None and not callable(constraint):
+        raise ArgumentError("constraint", f"{one_line(repr(constraint))} must be a Constraint or a function")
+    if not hidden.any():
+        warn_once("the mask is black everywhere, so that nothing is repainted; what is white would be")
+    labels = labels_of_each(model, class_labels, num_images)
     if labels is not None:
         labels = [label for label in labels for _ in range(num_results)]
     values = values.to(device, non_blocking=True).expand(num_images, -1, -1, -1)
@@ -98,8 +104,9 @@ def uncrop(model, image, position: Sequence[int], class_labels=None, **options):
     arguments, the result and the errors are as in `edit`.
     """
     values, side = to_value_batch(image), model.img_size_list[0]
-    (x, y), (height, width) = position, values.shape[2:]
-    mask = ~box_mask(side, (x, y, width, height))
+    (x, y), (height, width) = integers("position", position, "x, y"), values.shape[2:]
+    with naming({"box": "image and position:"}):
+        mask = ~box_mask(side, (x, y, width, height))
     canvas = values.new_zeros(len(values), 3, side, side)
     canvas[:, :, y : y + height, x : x + width] = values
     return edit(model, canvas, mask, class_labels, **options)
@@ -108,14 +115,24 @@ def uncrop(model, image, position: Sequence[int], class_labels=None, **options):
 def box_mask(size: int | tuple[int, int], box: Sequence[int]) -> Tensor:
     """(H, W) bool, True inside the box (x, y, width, height) in pixels, as edits need it (paper, 5.3).
 
-    `size` is (H, W), or the side of a square. Raises ValueError where the box does not lie within it.
+    `size` is (H, W), or the side of a square. Raises UserError where the box does not lie within it.
     """
     rows, columns = (size, size) if isinstance(size, int) else size
-    x, y, width, height = box
+    x, y, width, height = integers("box", box, "x, y, width, height")
     if not (x >= 0 and y >= 0 and width >= 1 and height >= 1 and x + width <= columns and y + height <= rows):
-        raise UserError(
-            f"box {x} {y} {width} {height} (x, y, width, height) is not within the {columns} x {rows} pixels"
+        raise ArgumentError(
+            "box",
+            f"{x} {y} {width} {height} (x, y, width, height) is not within the {columns} x {rows} pixels",
         )
     mask = torch.zeros(rows, columns, dtype=torch.bool)
     mask[y : y + height, x : x + width] = True
     return mask
+
+
+def integers(name: str, numbers, names: str) -> list[int]:
+    """The numbers of an argument as ints. Raises ArgumentError unless each of `names` has an integer."""
+    numbers = numbers.tolist() if hasattr(numbers, "tolist") else numbers
+    count = len(names.split(", "))
+    if not isinstance(numbers, Sequence) or isinstance(numbers, str) or len(numbers) != count:
+        raise ArgumentError(name, f"{one_line(repr(numbers))} must be {count} integers, {names}")
+    return [whole_number(name, number, -MAX_SIDE, MAX_SIDE) for number in numbers]

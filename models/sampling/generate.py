@@ -3,10 +3,9 @@
 Letters: B images, H image side, D width, h halves (2 with guidance, otherwise 1).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +15,14 @@ from models.attention import full_precision
 from models.noise import Noise
 from models.sampling import ar, mar  # noqa: F401  importing them registers their samplers
 from models.sampling.canvas import Batch, OnStep, Sampler, sampler_class
-from models.sampling.finite import check_finite
 from models.sampling.guidance import inverse_cdf
 from models.sampling.known import KnownPixels
-from models.sampling.options import SamplingOptions
+from models.sampling.labels import Label, check_labels
+from models.sampling.options import PUBLISHED, SamplingOptions, steps_of_levels
 from models.sampling.pixel import PixelSampler
-from models.sampling.precision import few_threads, sampling_dtype
+from models.sampling.precision import check_finite, few_threads, sampling_dtype
 from models.sampling.prepare import Setup
-from util.errors import UserError
+from util.errors import ArgumentError, UserError, naming, whole_number
 from util.pixels import NotebookCanvas, to_numpy, to_pil
 
 OUTPUT_TYPES = {"pil": to_pil, "np": to_numpy, "pt": lambda images: images}
@@ -62,15 +61,17 @@ def sample_images(
     pick            see `Guidance`
     on_step, known  see `Batch`
 
-    Raises ValueError for too few conditions, options out of range, and images or weights that are not finite.
+    Raises UserError for too few conditions, options out of range, and images or weights that are not finite.
     """
-    num_levels, rows, device = len(model.generators), len(conds[0]), conds[0].device
+    num_levels, num_conds, width = len(model.generators), model.num_conds, model.fake_latent.shape[1]
     guidance = options.guidance(num_levels, pick, model.generator.has_feature_cache)
-    if len(conds) < model.num_conds or (guidance.doubled and rows % 2):
-        raise ValueError(
-            f"cond_list must hold {model.num_conds} conditions, with cfg != 1 of an even number of rows; "
-            f"got {len(conds)} of {rows} rows"
-        )
+    steps = steps_of_levels(model, options.num_inference_steps)
+    rows = len(conds[0]) if len(conds) and isinstance(conds[0], Tensor) else 0
+    if len(conds) < num_conds or any(getattr(x, "shape", None) != (rows, width) for x in conds[:num_conds]):
+        raise ArgumentError("cond_list", f"must hold {num_conds} tensors of one shape, (rows, {width})")
+    if guidance.doubled and rows % 2:
+        raise ArgumentError("cond_list", f"has {rows} rows; guidance needs an even number of rows")
+    device = conds[0].device
     if noise is None:
         indices = range(rows // 2 if guidance.doubled else rows)
         noise = Noise.of_images(int(torch.randint(2**63 - 1, ())), indices, model.noise_sizes, device)
@@ -79,7 +80,7 @@ def sample_images(
     dtype = sampling_dtype(model, options.amp)
     with eval_mode(model), full_precision(conds[0]), few_threads(model, len(noise)), torch.inference_mode():
         sampler = build_sampler(model, Setup(dtype, options))
-        images = sampler.sample(Batch(conds, guidance, noise, options.num_inference_steps, known, on_step))
+        images = sampler.sample(Batch(conds, guidance, noise, steps, known, on_step))
     settings = f"temperature {options.temperature}, guidance scale {options.guidance_scale} or {dtype}"
     check_finite(model, images, f"the images are not finite: {settings} makes numbers overflow")
     return images.clone()  # an ordinary tensor
@@ -107,25 +108,29 @@ def sample(
     cond_list      `num_conds` conditions, each (B, D), or with cfg != 1 (2 B, D): class conditions, then
                    `fake_latent`
     num_iter_list  the numbers of steps of the levels, `num_inference_steps` of `SamplingOptions`
+    temperature    multiplies the logits: above 1 is sharper, the reverse of other libraries, which divide by
+                   it
     fractal_level  the level of this module; another number raises ValueError
     visualize      shows the growing canvas in a notebook
 
     cfg … filter_threshold and `settings` are the other fields of `SamplingOptions`, of which amp is "off" by
     default: as published, the dtype is that of the weights or of torch.autocast. The rest is for
-    `sample_images`. Raises ValueError for settings out of range. `generate` is the convenient call.
+    `sample_images`. Raises UserError for settings out of range. `generate` is the convenient call.
     """
     if fractal_level != model.fractal_level:
-        raise ValueError(f"fractal_level {fractal_level} given to the module of level {model.fractal_level}")
+        raise ArgumentError(
+            "fractal_level", f"{fractal_level} is not this module's, which is {model.fractal_level}"
+        )
     on_step = NotebookCanvas(then=on_step) if visualize else on_step
-    steps = tuple(num_iter_list)
     settings = {"amp": "off", **settings}
-    options = SamplingOptions(steps, cfg, cfg_schedule, temperature, filter_threshold, **settings)
-    return sample_images(model, cond_list, options, noise, pick, on_step, known)
+    options = SamplingOptions(num_iter_list, cfg, cfg_schedule, temperature, filter_threshold, **settings)
+    with naming(PUBLISHED):
+        return sample_images(model, cond_list, options, noise, pick, on_step, known)
 
 
 def generate(
     model,
-    class_labels: int | Sequence[int] | Tensor | None = None,
+    class_labels: Label | Sequence[Label] | Tensor | None = None,
     *,
     num_images: int | None = None,
     seed: int | Sequence[int] | None = None,
@@ -139,7 +144,8 @@ def generate(
 ):
     """Samples one image for each class label (paper, 5.2).
 
-    class_labels  0..class_num-1, one for each image; None: `num_images` unconditional images (default 1)
+    class_labels  one for each image, a number 0..class_num-1 or a name of `model.class_names`; None:
+                  `num_images` unconditional images (default 1)
     seed          from 0 to 2**63 - 1; image i of a seed is the same whatever else is sampled with it. Or a
                   list of seeds, one for each level above the pixel: to change one of them resamples one level
                   and keeps the random numbers of the others
@@ -151,37 +157,45 @@ def generate(
     settings      fields of `SamplingOptions`, such as guidance_scale, temperature, num_inference_steps or
                   chunk; default, and where None: as in `model.sampling_defaults`
 
-    Raises ValueError for a setting or label out of range.
+    Raises UserError for a setting or class out of range.
     """
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"unknown output_type {output_type!r}; one of {', '.join(OUTPUT_TYPES)}")
-    labels, scale = check_labels(class_labels, model.class_num), settings.get("guidance_scale")
-    if labels is None:
-        n = 1 if num_images is None else num_images
-        if scale not in (None, 1, 1.0):
-            raise ValueError(f"guidance_scale {scale} needs class_labels; unconditional images have 1")
-        settings = {**settings, "guidance_scale": 1.0}
-    else:
-        n = len(labels)
-        if num_images not in (None, n):
-            raise ValueError(f"num_images {num_images} contradicts the {n} class_labels")
+    if output_type not in tuple(OUTPUT_TYPES):
+        raise ArgumentError("output_type", f"{output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
+    labels = check_labels(model, class_labels)
+    n = len(labels) if labels is not None else 1
+    if num_images is not None:
+        n = whole_number("num_images", num_images, 1)
+    if labels is not None and len(labels) != n:
+        raise ArgumentError("num_images", f"{n} contradicts the {len(labels)} class_labels")
     indices = range(n) if indices is None else indices
-    if len(indices) != n:
-        raise ValueError(f"indices must hold one number for each of the {n} images, got {len(indices)}")
+    if not hasattr(indices, "__len__") or len(indices) != n:
+        raise ArgumentError("indices", f"must hold one number for each of the {n} images")
     options = replace(model.sampling_defaults, **{name: x for name, x in settings.items() if x is not None})
+    doubled = options.guidance(len(model.generators)).doubled
+    if labels is None and doubled:
+        if settings.get("guidance_scale") is not None:
+            scale = options.guidance_scale
+            raise ArgumentError("guidance_scale", f"{scale} needs class_labels; unconditional images have 1")
+        options, doubled = replace(options, guidance_scale=1.0), False
     with torch.no_grad():
         cond = unconditional = model.fake_latent.repeat(n, 1)
         if labels is not None:
             cond = model.class_emb(torch.tensor(labels).to(cond.device, non_blocking=True))
-        if options.guidance(len(model.generators)).doubled:
+        if doubled:
             cond = torch.cat([cond, unconditional])
+    if not isinstance(generator, torch.Generator | None):
+        raise ArgumentError("generator", f"{generator!r} must be a torch.Generator")
+    if not (callback_on_step_end is None or callable(callback_on_step_end)):
+        raise ArgumentError("callback_on_step_end", f"{callback_on_step_end!r} must be a function")
     if seed is None:
         device = generator.device if generator is not None else None
         seed = int(torch.randint(2**63 - 1, (), generator=generator, device=device))
     elif generator is not None:
-        raise ValueError("give seed or generator, not both")
+        raise UserError("give seed or generator, not both")
     noise = Noise.of_images(seed, indices, model.noise_sizes, cond.device)
-    sampling_dtype(model, options.amp)  # it may log a line, which shall come before the bar
+    # These two may log a line, which shall come before the bar.
+    options = replace(options, num_inference_steps=steps_of_levels(model, options.num_inference_steps))
+    sampling_dtype(model, options.amp)
     with tqdm(desc="sampling", unit="step", disable=not progress_bar) as bar:
 
         def on_step(step: int, num_steps: int, canvas: Tensor) -> None:
@@ -192,40 +206,6 @@ def generate(
 
         images = sample_images(model, [cond] * model.num_conds, options, noise, on_step=on_step, known=known)
     return OUTPUT_TYPES[output_type](images)
-
-
-def check_labels(labels, class_num: int) -> list[int] | None:
-    """Returns one or several labels as a list, and None as None (docs/format.md, "Class conditions and
-    levels").
-
-    Raises ValueError for a label out of 0..class_num-1, and for any label if the model has no classes.
-    """
-    if labels is None:
-        return None
-    if class_num == 0:
-        raise ValueError("the model has no classes: leave class_labels out")
-    labels = labels.tolist() if hasattr(labels, "tolist") else labels
-    labels = list(labels) if isinstance(labels, Iterable) else [labels]
-    for label in labels:
-        if not (isinstance(label, Integral) and 0 <= label < class_num):
-            raise ValueError(
-                f"class label {label} is out of range; the model has classes 0 to {class_num - 1}"
-            )
-    return [int(label) for label in labels]
-
-
-def labels_of_each(labels, class_num: int, num_images: int) -> list[int] | None:
-    """Returns one label for each image (docs/format.md, "Class conditions and levels"), or None.
-
-    `labels` are as in `check_labels`: one for all images, or one for each. Raises ValueError for another
-    number.
-    """
-    labels = check_labels(labels, class_num)
-    if labels is None:
-        return None
-    if len(labels) not in (1, num_images):
-        raise UserError(f"{len(labels)} class_labels for {num_images} images; give one, or one each")
-    return labels if len(labels) == num_images else labels * num_images
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,18 +4,21 @@ Letters: N rows; logits are float32. A doubled batch holds the class-conditional
 rows.
 """
 
-import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from util.errors import ArgumentError, one_line, real_number
+
 # Called with the guidance scale and the progress of level 0, from 0 to 1; returns the scale of the step.
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "linear": lambda scale, progress: 1 + (scale - 1) * progress,
     "constant": lambda scale, progress: scale,
 }
+MIN_POSITIVE = sys.float_info.min
 
 
 def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
@@ -37,7 +40,8 @@ class Guidance:
 
     scale             guidance scale from 1, as in (F7); 1 means no guidance and no second half
     schedule          a name of SCHEDULES: how the scale grows with the progress of level 0
-    temperature       multiplies the logits; above 1 is sharper
+    temperature       multiplies the logits: above 1 is sharper, the reverse of other libraries, which divide
+                      by it
     filter_threshold  where the conditional probability is below it, the unconditional logit is lifted
     pick              (probabilities (N, 256), uniforms (N,)) -> values (N,) int64
     doubled           whether the batch holds an unconditional half
@@ -61,29 +65,27 @@ class Guidance:
         `scale` and `temperature` are numbers, or lists of one number for each of `num_levels`. Raises
         ValueError that names the setting.
         """
-        lists = {"guidance scale": scale, "temperature": temperature}
-        for name, values in lists.items():
-            lists[name] = list(values) if isinstance(values, Sequence) else [values] * num_levels
-            if len(lists[name]) != num_levels:
-                raise ValueError(
-                    f"{name} {values} must be one number, or {num_levels}, one for each level above the pixel"
-                )
-        if schedule not in SCHEDULES:
-            raise ValueError(f"unknown guidance schedule {schedule!r}; one of {', '.join(SCHEDULES)}")
-        if not 0 <= filter_threshold <= 1:
-            raise ValueError(f"filter_threshold {filter_threshold} must be from 0 to 1")
-        for value in lists["guidance scale"]:
-            if not 1 <= value < math.inf:
-                raise ValueError(
-                    f"guidance scale (cfg) {value} must be from 1, which turns guidance off, and finite"
-                )
-        for value in lists["temperature"]:
-            if not 0 < value < math.inf:
-                raise ValueError(f"temperature {value} must be above 0, and finite")
-        doubled = any(value != 1 for value in lists["guidance scale"])
+        lists = []
+        for name, values, low, wanted in (
+            ("guidance_scale", scale, 1.0, "a finite number from 1, which is without guidance"),
+            ("temperature", temperature, MIN_POSITIVE, "a finite number above 0"),
+        ):
+            values = values.tolist() if hasattr(values, "tolist") else values
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                values = [values] * num_levels
+            if len(values) != num_levels:
+                wanted = f"one number, or {num_levels}, one for each level above the pixel"
+                raise ArgumentError(name, f"{one_line(repr(values))} must be {wanted}")
+            lists.append([real_number(name, value, low, sys.float_info.max, wanted) for value in values])
+        if schedule not in tuple(SCHEDULES):
+            raise ArgumentError(
+                "guidance_schedule", f"{one_line(repr(schedule))} must be one of {', '.join(SCHEDULES)}"
+            )
+        filter_threshold = real_number("filter_threshold", filter_threshold, 0, 1, "a number from 0 to 1")
+        doubled = any(value != 1 for value in lists[0])
         heads = tuple(
             cls(one_scale, schedule, one_temperature, filter_threshold, pick, doubled)
-            for one_scale, one_temperature in zip(*lists.values(), strict=True)
+            for one_scale, one_temperature in zip(*lists, strict=True)
         )
         return heads[-1] if len(set(heads)) == 1 else replace(heads[-1], heads=heads)
 

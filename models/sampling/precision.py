@@ -1,5 +1,5 @@
 """Chooses dtype and threads by a model's matrix products: bfloat16 only where that is faster, and one thread
-where two are not (docs/speed.md).
+where two are not (docs/speed.md). Refuses results that are not finite.
 """
 
 import logging
@@ -9,10 +9,11 @@ from functools import cache
 from math import ceil
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.sampling.canvas import sampler_class
 from models.sampling.prepare import FastLinear
+from util.errors import UserError
 from util.precision import DTYPES, Product, choose_amp
 
 log = logging.getLogger(__name__)
@@ -101,3 +102,22 @@ def _choose_once(device: torch.device, products: tuple[Product, ...]) -> str:
 def packed_linear(weight: Tensor) -> FastLinear:
     """The product as sampling computes it."""
     return FastLinear(weight, None, weight.dtype)
+
+
+def check_finite(model: nn.Module, results: Tensor, cause: str) -> None:
+    """Raises UserError if a weight of `model` or a number in `results` is not finite.
+
+    The message names the weight; where all weights are finite it is "<cause>, although all weights are
+    finite". The weights are checked too, because results do not always show them: on a CPU, attention with
+    queries that are NaN gives zeros. The host waits for the device once.
+    """
+    # One operation for all plain tensors, where parameters take one each. It also overflows above 1e19.
+    norm = nn.utils.get_total_norm([weight.detach() for weight in model.parameters()])
+    if norm.isfinite() & results.isfinite().all():  # sync
+        return
+    for name, weight in model.named_parameters():
+        bad = weight[~weight.isfinite()]
+        if len(bad):
+            raise UserError(f"weight {name} of the model is not finite ({bad[0].item()}); load other weights")
+    if not results.isfinite().all():
+        raise UserError(f"{cause}, although all weights are finite")

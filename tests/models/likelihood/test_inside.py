@@ -8,7 +8,6 @@ from test_bits import Forced, no_ties
 from conftest import TINY, random_values, swayed, tiny_model
 from models.likelihood.inside import look_inside
 from models.sampling.guidance import Guidance
-from util.errors import UserError
 from util.pixels import to_values
 
 FOUR = dict(
@@ -72,16 +71,6 @@ def test_steps_known_pixels_and_neighbours_follow_the_canvas():
     assert place.neighbours == ((0, 2, 2), (2, 4, 2), (0, 6, 2), None)
     inner = look_inside(model, image, (1, 4), 1, seed=2).places[1]
     assert (inner.image, inner.patch, inner.neighbours) == ((0, 4, 2), (1, 4, 1), ())
-
-
-def test_what_is_out_of_range_is_named():
-    model, image = tiny_model(), random_values(1, 8)
-    with pytest.raises(UserError, match="pixel 8 0 is not within"):
-        look_inside(model, image, (8, 0))
-    with pytest.raises(UserError, match="2 images"):
-        look_inside(model, random_values(2, 8), (0, 0))
-    with pytest.raises(ValueError, match="class label 9"):
-        look_inside(model, image, (0, 0), 9)
 
 
 def test_maps_outlines_and_charts():

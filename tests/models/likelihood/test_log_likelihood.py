@@ -125,39 +125,8 @@ def test_batches_change_nothing(monkeypatch):
     torch.testing.assert_close(model.log_likelihood(levels[:1], 1, **QUIET).bits, together.bits[:1])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "settings", "message"),
-    [
-        ((random_values(1, 9),), {}, "image of 9 x 9 pixels for a model of 8 x 8; crop it first"),
-        ((random_values(1, 8), 4), {}, "class label 4 is out of range"),
-        ((random_values(3, 8), [0, 1]), {}, "2 class_labels for 3 images"),
-        (
-            (random_values(1, 8), 0, "patch"),
-            {},
-            "unknown reduce 'patch'; one of image, pixel, channel, level",
-        ),
-        ((random_values(1, 8),), {"num_orders": 0}, "num_orders 0 must be at least 1"),
-        ((random_values(1, 8),), {"num_inference_steps": [4]}, "must be 2 positive numbers"),
-    ],
-)
-def test_bad_input_is_named(arguments, settings, message):
-    with pytest.raises(ValueError, match=message):
-        tiny_model().log_likelihood(*arguments, **settings, **QUIET)
-
-
-def test_no_classes_are_named():
-    for model, classes in ((tiny_model(), []), (tiny_model(class_num=0), None)):
-        with pytest.raises(ValueError, match="classify needs at least one class"):
-            model.classify(random_values(1, 8), classes, **QUIET)
-
-
 def test_a_model_without_classes_is_read():
     model, levels = tiny_model(class_num=0), random_values(2, 8)
     assert (model.log_likelihood(levels, **QUIET).bits < 0).all()
-    with pytest.raises(ValueError, match="the model has no classes: leave class_labels out"):
+    with pytest.raises(ValueError, match="class_labels 0 is given, but the model has no classes"):
         model.log_likelihood(levels, 0, **QUIET)
-
-
-def test_a_bad_prior_is_named():
-    with pytest.raises(ValueError, match=r"prior \[1\] must be 4 numbers from 0, one for each class"):
-        tiny_model().classify(random_values(1, 8), prior=[1], **QUIET)

@@ -114,17 +114,3 @@ def test_a_plain_function_can_be_a_constraint(kind):
 def test_a_constraint_that_allows_nothing_is_named():
     with pytest.raises(ValueError, match="allows no value of channel G"):
         edited("mar", lambda channel, drawn, reference: torch.full((len(reference), 256), channel != 1))
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Within(-1), "distance -1 is out of range; it must be from 0 to 255"),
-        (lambda: Palette([[0, 0, 256]]), "must be one or more colours of R, G, B from 0 to 255"),
-        (lambda: Palette([0, 0, 25]), "must be one or more colours"),
-        (lambda: Palette([]), "must be one or more colours"),
-    ],
-)
-def test_settings_out_of_range_are_named(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
