@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +19,23 @@ import torch
 
 import engine_fractalgen as engine
 from evaluation import sweep
-from evaluation.images import draw
+from evaluation.images import draw_sheet
 from evaluation.reference import where_from
 from evaluation.report import cost_report
 from evaluation.score import scorer_of_flags
 from models import fractalgen
 from models.fractalgen import FractalGen
-from models.generator import GENERATORS
-from models.layers import Block
+from models.hub import finetune
+from models.hub.from_flags import build_model, check, choose_preset, goes_on, origin, sampling_options, settle
+from models.hub.source import Source
 from models.sampling.guidance import SCHEDULES
-from models.sampling.options import SamplingOptions
 from models.sampling.precision import choose_model_amp
 from util import checkpoint, dist, precision
-from util.data.loader import ImageLoader, make_loader, open_dataset
+from util.data.loader import ImageDataset, ImageLoader, make_loader, open_dataset
 from util.errors import UserError
-from util.files import sha256, write_json
-from util.flags import check_classes, check_ranges, from_flags, get_args_parser, make_writable, provenance
-from util.pixels import make_sheet
+from util.files import make_writable, sha256, write_json
+from util.flags import from_flags, get_args_parser, provenance
+from util.run.plan import free_gib, make_plan
 from util.threads import limit_threads
 
 
@@ -50,25 +51,29 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     world = dist.from_environment(args.dist_on_itp, args.world_size, args.local_rank)
-    device = resolve(args, world)
+    device = dist.pick_device(args.device, world)
+    args.device = args.device or device.type
+    source = origin(args)
+    choose_preset(args, source)
+    cells = sweep.cells(args.sweep or []) or [{}]
+    check(args, cells)
     computing = [limit_threads()] if device.type == "cpu" else []
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 in what autocast leaves in float32
-    torch.manual_seed(args.seed)
-    with torch.device("meta" if args.dry_run else device):
-        model = build_model(args)
     if args.dry_run:
         if world.is_main:
-            computing += set_amp(args, model, device, dist.World())
-            for line in computing:
-                print(line, file=sys.stderr)
-            cost = cost_report(model, args.batch_size, sampling_options(args))
-            print(json.dumps({**provenance(args), **cost}, indent=2))
+            dry_run(args, source, device, world, computing)
         return
     output_dir = make_writable(args.output_dir) if args.output_dir else None
+    dist.connect(world, device, args.dist_url)
+    evaluates = args.evaluate_gen or args.sweep
+    splits = ["val"] if args.evaluate_nll else [] if evaluates else ["train", "val"]
+    data = {split: open_split(args, split, world) for split in splits}
+    settle(args, source, data, world.size)
+    check(args, cells)
+    torch.manual_seed(args.seed)
+    with device:
+        model = build_model(args)
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(args.seed + world.rank)
-    dist.connect(world, device, args.dist_url)
     computing += set_amp(args, model, device, world)
     autocast = precision.autocast(args.amp, device)
     scorer = None
@@ -95,35 +100,45 @@ def run(args: argparse.Namespace) -> None:
         )  # fmt: skip
 
     if args.evaluate_nll or args.evaluate_gen or args.sweep:
-        evaluate(args, model, output_dir, device, world, measure, generate, computing)
+        evaluate(args, model, data, output_dir, device, world, measure, generate, computing)
         if args.evaluate_gen and scorer is None and world.is_main:
             print(f"no --fid_stats: the images are not scored; {where_from(args.img_size)}", file=sys.stderr)
     else:
-        train(args, model, output_dir, device, autocast, world, measure, generate, computing)
+        train(args, model, source, data, output_dir, device, autocast, world, measure, generate, computing)
 
 
-def resolve(args: argparse.Namespace, world: dist.World) -> torch.device:
-    """Fills in what the flags leave open, checks what can be checked without data, and returns the device."""
-    device, preset = dist.pick_device(args.device, world), fractalgen.PRESETS[args.model]
-    args.device = args.device or device.type
-    size = preset.sizes[0]
-    if args.img_size not in (None, size):
-        raise UserError(f"--img_size {args.img_size} contradicts --model {args.model}, which has {size}")
-    args.img_size, args.num_iter_list = size, args.num_iter_list or preset.steps
-    if args.lr is None:
-        args.lr = args.blr * args.batch_size * args.accum_iter * world.size / 256
-    check_ranges(args)
-    check_classes(args)
-    feature_cache = GENERATORS[preset.generators[0]].has_feature_cache
+def dry_run(
+    args, source: Source | None, device: torch.device, world: dist.World, computing: list[str]
+) -> None:
+    """--dry_run: prints what a run would be, in lines and as JSON, and measures a training step."""
     try:
-        for cell in sweep.cells(args.sweep or []) or [{}]:
-            tried = argparse.Namespace(**{**vars(args), **cell})
-            sampling_options(tried).guidance(len(preset.sizes) - 1, has_feature_cache=feature_cache)
-            if args.class_num == 0 and tried.cfg != 1:
-                raise UserError(f"--cfg {tried.cfg} needs classes; with --class_num 0 leave it out")
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return device
+        data = {split: open_split(args, split, dist.World()) for split in ("train", "val")}
+    except UserError as error:
+        computing.append(f"no images to train on: {error}")
+        data = {}
+    settle(args, source, data, world.size)
+    check(args, [{}])
+    with torch.device("meta"):
+        model = build_model(args)
+    computing += set_amp(args, model, device, dist.World())
+    report = {**provenance(args), **cost_report(model, args.batch_size, sampling_options(args))}
+    if data:
+        gib = report["training_gib_in_float32"]["largest peak"]
+        plan = make_plan(args, data["train"], data["val"], world.size)
+        plan = replace(plan, gib=gib)
+        if gib < (free := free_gib(device)):
+            with device:
+                model = build_model(args)
+            autocast = precision.autocast(args.amp, device)
+            seconds = engine.seconds_per_step(model, recipe_of(args), args.batch_size, device, autocast)
+            plan = replace(plan, seconds=seconds)
+        else:
+            computing.append(f"no step is measured: it needs {gib:.2g} GiB, and {free:.2g} are free")
+        report["run"] = asdict(plan)
+        computing = [*plan.lines(), *computing]
+    for line in computing:
+        print(line, file=sys.stderr)
+    print(json.dumps(report, indent=2))
 
 
 def set_amp(args, model: FractalGen, device: torch.device, world: dist.World) -> list[str]:
@@ -135,45 +150,33 @@ def set_amp(args, model: FractalGen, device: torch.device, world: dist.World) ->
     return [f"--amp {args.amp}: {reason}"]
 
 
-def sampling_options(args: argparse.Namespace) -> SamplingOptions:
-    return from_flags(
-        SamplingOptions, args, num_inference_steps=args.num_iter_list, guidance_scale=args.cfg,
-        guidance_schedule=args.cfg_schedule, compiled=args.compile,
-    )  # fmt: skip
+def recipe_of(args) -> engine.Recipe:
+    return from_flags(engine.Recipe, args, ema_decay=args.ema_decay if args.ema else None)
 
 
-def build_model(args: argparse.Namespace) -> FractalGen:
-    names = "guiding_pixel num_conds class_num label_drop_prob attn_dropout proj_dropout r_weight"
-    try:
-        flags = {name: getattr(args, name) for name in [*names.split(), "grad_checkpointing"]}
-        model = fractalgen.build(args.model, **flags)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    for module in model.modules() if args.compile else ():
-        if isinstance(module, Block):
-            module.compile(dynamic=True)  # in training the number of masked patches differs from step to step
-    return model
-
-
-def open_loader(args, split: str, batch_size: int, device: torch.device, world: dist.World) -> ImageLoader:
-    """The loader of the images of "train", shuffled, or of "val"."""
-    dataset = open_dataset(
+def open_split(args, split: str, world: dist.World) -> ImageDataset:
+    """The images of "train" or "val"."""
+    return open_dataset(
         Path(args.data_path), split, args.img_size, class_num=args.class_num, seed=args.seed, flip=args.flip,
-        strict=args.strict_data, world=world, num_workers=args.num_workers,
+        shift=args.shift, strict=args.strict_data, world=world, num_workers=args.num_workers or 0,
     )  # fmt: skip
+
+
+def open_loader(args, dataset: ImageDataset, batch_size: int, device, world: dist.World) -> ImageLoader:
     return make_loader(
-        dataset, batch_size, world, shuffled=split == "train", num_workers=args.num_workers,
+        dataset, batch_size, world, shuffled=dataset.training, num_workers=args.num_workers,
         pin_memory=args.pin_mem and device.type != "cpu",
     )  # fmt: skip
 
 
 def evaluate(
-    args, model: FractalGen, output_dir: Path | None, device, world, measure, generate, computing: list[str]
-) -> None:
+    args, model: FractalGen, data, output_dir: Path | None, device, world, measure, generate,
+    computing: list[str],
+) -> None:  # fmt: skip
     """--evaluate_nll and --evaluate_gen: prints a JSON line each. --sweep: see evaluation/sweep.py."""
-    path = checkpoint.load_model(model, args.resume, args.ema) if args.resume else None
+    path, args.ema = checkpoint.load_model(model, args.resume, args.ema) if args.resume else (None, False)
     say = lambda line: print(line, file=sys.stderr) if world.is_main else None  # noqa: E731
-    loader = open_loader(args, "val", args.nll_bsz, device, world) if args.evaluate_nll else None
+    loader = open_loader(args, data["val"], args.nll_bsz, device, world) if data else None
     for line in computing if path else [*computing, "no --resume: the weights are random"]:
         say(line)
     if loader is not None:
@@ -201,35 +204,44 @@ def evaluate(
 
 
 def train(
-    args, model: FractalGen, output_dir: Path | None, device, autocast, world, measure, generate,
-    computing: list[str],
+    args, model: FractalGen, source: Source | None, data, output_dir: Path | None, device, autocast, world,
+    measure, generate, computing: list[str],
 ) -> None:  # fmt: skip
-    loader = open_loader(args, "train", args.batch_size, device, world)
-    val_loader = open_loader(args, "val", args.nll_bsz, device, world)
-    data = train_set, val_set = loader.dataset, val_loader.dataset
+    train_set, val_set = data["train"], data["val"]
     if train_set.classes != val_set.classes:
         raise UserError(f"{args.data_path}: train/ and val/ have different classes")
+    loader = open_loader(args, train_set, args.batch_size, device, world)
+    val_loader = open_loader(args, val_set, args.nll_bsz, device, world)
+    about = make_plan(args, train_set, val_set, world.size).lines() if world.is_main else []
+    if args.finetune and not goes_on(args):
+        about += finetune.begin(model, source, args.class_names)
 
-    def measure_all(model: FractalGen, step: int, log) -> dict[str, float]:
-        """Bits/dim of the validation images and a grid of samples; with --online_eval also numbered PNGs."""
-        scores = measure(model, val_loader, log.note)
-        if world.is_main:
-            classes = np.linspace(0, max(args.class_num - 1, 0), num=16).astype(int).tolist()
-            images = draw(model, classes, range(16), sampling_options(args), args.seed)
-            log.image(step, "samples", make_sheet(images, columns=8))
-        dist.barrier()
+    def measure_all(models: dict[str, FractalGen], step: int, log) -> dict[str, float]:
+        """Bits/dim of the validation images and a grid of samples; with --online_eval also numbered PNGs.
+
+        `models` are named by their kind of weights. Only the first one is scored in full.
+        """
+        scores = {}
+        for number, (weights, model) in enumerate(models.items()):
+            measured = measure(model, val_loader, log.note)
+            bits = measured["bits_per_dim"]
+            if world.is_main:
+                title = ", ".join(filter(None, (f"step {step}", weights, f"{bits:.3f} bits/dim")))
+                sheet = draw_sheet(model, train_set.classes, title, sampling_options(args), args.seed)
+                log.image(step, "samples_raw" if number else "samples", sheet)
+            scores |= {"raw_bits_per_dim": bits} if number else measured
+            dist.barrier()
         if args.online_eval:
-            log.note(f"images: {generate(model, output_dir / f'generated-{step:07d}', step=step)}")
+            evaluated, folder = next(iter(models.values())), output_dir / f"generated-{step:07d}"
+            log.note(f"images: {generate(evaluated, folder, step=step)}")
         return {name: x for name, x in scores.items() if isinstance(x, (int, float))}
 
-    kinds = " and ".join(dict.fromkeys(part.source.kind for part in data))
-    sizes = f"{len(train_set.classes)} classes, {len(train_set)} + {len(val_set)} images"
     engine.Training(
         model, loader, measure_all,
-        from_flags(engine.Recipe, args, ema_decay=args.ema_decay if args.ema else None),
+        recipe_of(args),
         from_flags(engine.SavePolicy, args),
         output_dir=output_dir, resume_from=args.resume, start_epoch=args.start_epoch, seed=args.seed,
-        flags=args, about=[f"{args.data_path}: {kinds}, {sizes}", *computing], half=args.amp == "fp16",
+        flags=args, about=[*about, *computing], half=args.amp == "fp16",
         device=device, autocast=autocast, world=world,
     ).run()  # fmt: skip
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models import ar, mar  # noqa: F401  importing them registers their types
 from models.generator import GENERATORS, ForwardOptions, Generator, LevelSpec, Mask, Steps
-from models.hub.presets import PRESETS, check_architecture
+from models.hub.presets import PRESETS, check_architecture, find_preset
 from models.hub.pretrained import Pretrained, recorded
 from models.likelihood.log_likelihood import classify, log_likelihood
 from models.noise import Noise
@@ -67,7 +67,7 @@ class FractalGen(nn.Module, Pretrained):
         self.img_size_list, self.num_conds = tuple(img_size_list), num_conds
         self.sampling_defaults = SamplingOptions.of_sizes(img_size_list)
         if level == 0:
-            self.class_num, self.label_drop_prob = class_num, label_drop_prob
+            self.label_drop_prob = label_drop_prob
             self.class_emb = nn.Embedding(class_num, embed_dim_list[0])
             # DDP would wait for the gradient of an embedding that is not used.
             self.class_emb.requires_grad_(bool(class_num > 0))
@@ -100,6 +100,11 @@ class FractalGen(nn.Module, Pretrained):
                 num_conds=num_conds, r_weight=r_weight, grad_checkpointing=grad_checkpointing,
                 fractal_level=level + 1,
             )  # fmt: skip
+
+    @property
+    def class_num(self) -> int:
+        """The number of classes, which is that of `class_emb`. models/hub/finetune.py changes it."""
+        return self.class_emb.num_embeddings
 
     @property
     def generators(self) -> list[Generator]:
@@ -194,20 +199,9 @@ def build(
     name decides the architecture: an unknown name, or a guiding_pixel or num_conds that contradicts it,
     raises ValueError.
     """
-    if name not in PRESETS:
-        raise ValueError(f"unknown model {name!r}; one of {', '.join(PRESETS)}")
-    preset = PRESETS[name]
-    for setting, value in (("guiding_pixel", guiding_pixel), ("num_conds", num_conds)):
-        fixed = getattr(preset, setting)
-        if value is not None and value != fixed:
-            raise ValueError(f"{setting} {value} contradicts model {name}, which has {setting} {fixed}")
-    model = FractalGen(
-        preset.sizes, preset.widths, preset.blocks, preset.heads, preset.generators,
-        guiding_pixel=preset.guiding_pixel, num_conds=preset.num_conds, **training,
-    )  # fmt: skip
-    model.sampling_defaults = SamplingOptions(
-        preset.steps, guidance_scale=preset.guidance_scale, temperature=preset.temperature
-    )
+    preset = find_preset(name, guiding_pixel=guiding_pixel, num_conds=num_conds)
+    model = FractalGen(**preset.arguments, **training)
+    model.sampling_defaults = preset.sampling_defaults
     return model
 
 

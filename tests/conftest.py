@@ -16,6 +16,7 @@ from stand_in import STAND_IN, StandIn
 
 from models.fractalgen import FractalGen
 from models.sampling import precision
+from util import errors
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -94,9 +95,10 @@ def device(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _same_numbers_on_every_machine(monkeypatch):
-    """The same random numbers, and no bfloat16 because it happens to be faster."""
+    """The same random numbers and warnings, and no bfloat16 because it happens to be faster."""
     torch.manual_seed(0)
     precision._choose_once.cache_clear()
+    errors.warn_once.cache_clear()
     monkeypatch.setattr("util.precision.bf16_gain", lambda *products: 0.5)
 
 

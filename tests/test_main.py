@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from PIL import Image
 import main_fractalgen
 from conftest import random_values
 from models import fractalgen
+from models.fractalgen import FractalGen
 from util import checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +71,7 @@ def test_training_writes_checkpoint_settings_log_and_samples(trained):
     assert settings["versions"]["torch"] == torch.__version__
     assert settings["commit"]
     assert any("val/bits_per_dim" in record for record in records(trained))
-    assert Image.open(trained / "samples-0000006.png").width > 64
+    assert Image.open(trained / "samples" / "step-0000006.png").width > 4 * 96
 
 
 @pytest.mark.parametrize("kind", ["fractalar", "fractalmar"])
@@ -109,10 +111,93 @@ def test_ema_weights_are_kept_and_used(data, trained, tmp_path, capsys):
     content = checkpoint.load(trained / "checkpoint-last.pth")
     assert not torch.equal(content["model"]["fake_latent"], content["model_ema"]["fake_latent"])
     scores = []
-    for ema in ("", " --ema"):
+    for ema in (" --no_ema", ""):
         run(f"{TINY} --evaluate_nll{ema}", data_path=data, output_dir=tmp_path, resume=trained)
         scores.append(json.loads(capsys.readouterr().out)["bits_per_dim"])
     assert scores[0] != scores[1]
+
+
+def test_a_run_is_evaluated_without_repeating_its_model(data, trained, tmp_path, capsys):
+    short = "--device cpu --num_workers 0 --amp off --evaluate_nll --nll_bsz 5"
+    run(short, data_path=data, output_dir=tmp_path, resume=trained)
+    run(f"{TINY} --evaluate_nll --ema", data_path=data, output_dir=tmp_path, resume=trained)
+    scores = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert scores[0] == scores[1]
+    settings = json.loads((tmp_path / "nll.json").read_text())["settings"]
+    assert (settings["model"], settings["class_num"]) == ("fractalar_tiny_in8", 3)
+
+
+def test_a_trained_run_loads_as_a_model_with_the_names_of_its_folders(trained):
+    model = FractalGen.from_pretrained(trained)
+    assert model.class_names == ("class0", "class1", "class2")
+    average = checkpoint.load(trained / "checkpoint-last.pth")["model_ema"]
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in average.items())
+
+
+def test_classes_are_counted_where_there_is_no_val_and_few_flags_are_given(tmp_path):
+    write_images(tmp_path / "images", 4)
+    flags = "--model fractalar_tiny_in8 --device cpu --num_workers 0 --amp off --epochs 1 --nll_bsz 5"
+    run(flags, data_path=tmp_path / "images", output_dir=tmp_path / "out")
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())["settings"]
+    assert (settings["class_num"], settings["class_names"]) == (3, ["class0", "class1", "class2"])
+    assert (settings["batch_size"], settings["lr"], settings["ema"]) == (9, 4e-3, True)
+    notes = [record["note"] for record in records(tmp_path / "out") if "note" in record]
+    assert notes[0].endswith("class folders, every 10th for validation, 3 classes, 9 + 3 images")
+    assert notes[1].startswith(
+        "1 epochs of 1 steps, 1 steps of 9 images; learning rate 0.004, weights averaged"
+    )
+    assert notes[2].startswith("warning: 1 steps are few")
+
+
+def test_fine_tuning_takes_weights_and_writes_its_own_classes(data, trained, tmp_path):
+    images, out = tmp_path / "images", tmp_path / "out"
+    for name in ("class2", "other"):
+        shutil.copytree(data / "train" / ("class0" if name == "other" else name), images / name)
+    flags = "--device cpu --num_workers 0 --amp off --epochs 1 --nll_bsz 5 --lr 0 --no_ema"
+    run(flags, finetune=trained, data_path=images, output_dir=out, resume=out)
+    notes = [record["note"] for record in records(out) if "note" in record]
+    assert "classes: 1 of 3 taken by name, 1 begun anew" in notes
+    before, after = (FractalGen.from_pretrained(folder) for folder in (trained, out))
+    assert after.class_names == ("class2", "other")
+    assert torch.equal(after.class_emb.weight[0], before.class_emb.weight[2])
+    assert torch.equal(after.generator.patch_emb.weight, before.generator.patch_emb.weight)
+    # A second call goes on with its own weights.
+    run(
+        flags.replace("--epochs 1", "--epochs 2"),
+        finetune=trained,
+        data_path=images,
+        output_dir=out,
+        resume=out,
+    )
+    assert checkpoint.load(out / "checkpoint-last.pth")["epoch"] == 1
+    assert [record.get("note") for record in records(out)].count(
+        "classes: 1 of 3 taken by name, 1 begun anew"
+    ) == 1
+
+
+def test_a_dry_run_says_how_long_a_run_takes(data, capsys):
+    run(f"{TRAIN} --dry_run", data_path=data)
+    out, err = capsys.readouterr()
+    plan = json.loads(out)["run"]
+    assert (plan["images"], plan["held_out"], plan["epochs"], plan["steps"], plan["batch"]) == (
+        12,
+        6,
+        2,
+        3,
+        4,
+    )
+    assert plan["seconds"] > 0
+    assert f"6 steps of 4 images: about {plan['seconds'] * 6:.0f} s, " in err
+    assert " GiB a step in float32" in err
+    assert "warning: 6 steps are few" in err
+
+
+def test_a_dry_run_without_the_memory_for_a_step_does_not_try_one(data, capsys, monkeypatch):
+    monkeypatch.setattr(main_fractalgen, "free_gib", lambda device: 1e-6)
+    run(f"{TRAIN} --dry_run", data_path=data)
+    out, err = capsys.readouterr()
+    assert json.loads(out)["run"]["seconds"] is None
+    assert "no step is measured: it needs " in err
 
 
 def test_evaluate_nll_needs_only_val(data, trained, tmp_path, capsys):
@@ -313,10 +398,10 @@ BAD = {
     "labels without classes": ("--class_num 0 --nll_labels", "--nll_labels needs classes; with --class_num 0 leave it out"),
     "number of images": ("--evaluate_gen --num_images 1500", "--num_images 1500 must be a multiple of --class_num 1000"),
     "number of images of some": ("--evaluate_gen --num_images 5 --class_labels 1,2", "--num_images 5 must be a multiple of the number of --class_labels 2"),
-    "class that is none": ("--evaluate_gen --class_labels 1,1000", "--class_labels: 1000 is none of the --class_num 1000 classes"),
-    "guidance below one": ("--cfg 0.5", "cfg) 0.5 must be from 1"),
-    "temperature": ("--temperature 0", "temperature 0.0 must be above 0"),
-    "steps": ("--num_iter_list 64", "num_iter_list 64 must be 2 positive numbers"),
+    "class that is none": ("--evaluate_gen --class_labels 1,1000", "--class_labels '1000' is no class of the model; give one of its names or a number from 0 to 999"),
+    "guidance below one": ("--cfg 0.5", "--cfg 0.5 must be a finite number from 1"),
+    "temperature": ("--temperature 0", "--temperature 0.0 must be a finite number above 0"),
+    "steps": ("--num_iter_list 64", "--num_iter_list 64 must be 2 numbers"),
     "steps that are no numbers": ("--num_iter_list 64,a", "64,a"),
     "batch": ("--batch_size 0", "--batch_size 0 must be at least 1"),
     "seed": ("--seed -1", "--seed -1 must be from 0 to"),
@@ -326,12 +411,12 @@ BAD = {
     "number of classes": ("--class_num 1000000000000", "--class_num 1000000000000 must be from 0 to 1000000"),
     "images without a folder": ("--evaluate_gen --output_dir ''", "--output_dir '' saves nothing"),
     "chunk": ("--chunk 0", "--chunk 0 must be at least 1"),
-    "feature cache of an AR level": ("--model fractalar_in64 --feature_cache_interval 2", "feature_cache_interval 2 must be 1, or above 1 for a model whose level 0"),
+    "feature cache of an AR level": ("--model fractalar_in64 --feature_cache_interval 2", "--feature_cache_interval 2 must be 1, or above 1 for a model whose level 0"),
     "workers": ("--num_workers -1", "--num_workers -1 must be at least 0"),
     "rendezvous": (f"{TINY} --world_size 2 --local_rank 0", "--dist_url env://"),
     "device": ("--device tpu9", "--device tpu9: torch finds no such device here"),
     "place among processes": ("--world_size 4", "needs torchrun"),
-    "no data": (f"{TRAIN} --data_path /nowhere", "/nowhere/train: no such folder"),
+    "no data": (f"{TRAIN} --data_path /nowhere", "/nowhere: no such folder; --data_path must hold images"),
     "missing checkpoint": (f"{TINY} --evaluate_gen --num_images 3 --resume /nowhere/x.pth", "/nowhere/x.pth: no such checkpoint"),
 }  # fmt: skip
 
@@ -353,10 +438,10 @@ def assert_refused(call, message: str, capsys) -> None:
 
 
 def test_bad_data_folders(data, tmp_path, capsys):
-    (tmp_path / "train").symlink_to(data / "train")
-    train = lambda: run(TRAIN, data_path=tmp_path, output_dir=tmp_path / "out")  # noqa: E731
-    assert_refused(train, f"{tmp_path}/val: no such folder; --data_path must hold train/ and val/", capsys)
     (tmp_path / "val").mkdir()
+    train = lambda: run(TRAIN, data_path=tmp_path, output_dir=tmp_path / "out")  # noqa: E731
+    assert_refused(train, f"{tmp_path}/train: no such folder; --data_path must hold images", capsys)
+    (tmp_path / "train").symlink_to(data / "train")
     assert_refused(train, "there is no image in it", capsys)
     write_images(tmp_path / "val", 1)
     (tmp_path / "val" / "class0").rename(tmp_path / "val" / "other")

@@ -181,3 +181,14 @@ def _to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_writable(output_dir: str) -> Path:
+    """Makes the folder if needed. Raises UserError if nothing can be written to it."""
+    folder = Path(output_dir)
+    with writing(f"--output_dir {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    return folder

@@ -1,10 +1,8 @@
 """The flags of main_fractalgen.py, and the record of a run that allows to repeat it."""
 
 import argparse
-import math
 import platform
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -15,9 +13,15 @@ import numpy as np
 import torch
 
 from util.errors import UserError
-from util.files import writing
 
 T = TypeVar("T")
+# defaults that a small model or its data may change (util/run/settings.py)
+PUBLISHED = {
+    "class_num": 1000, "batch_size": 64, "epochs": 400, "warmup_epochs": 40.0, "eval_freq": 40,
+    "save_last_freq": 5, "r_weight": 5.0, "attn_dropout": 0.1, "proj_dropout": 0.1, "ema_decay": 0.9999,
+    "blr": 5e-5, "num_workers": 10,
+}  # fmt: skip
+TEMPERATURE = "multiplies the logits: above 1 is sharper, the reverse of other libraries, which divide by it"
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,7 +47,7 @@ def get_args_parser(
 ) -> argparse.ArgumentParser:
     """Makes the parser, with names and defaults of docs/format.md, "Published names and flags".
 
-    A default of None means that a preset, the device or other flags decide.
+    A default of None means that the model, the data, the device or other flags decide.
     """
     parser = Parser(
         "main_fractalgen.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -59,6 +63,12 @@ def get_args_parser(
         """Adds a flag to the group of `add`, for a number of the default's type."""
         add(name, type=type(default), default=default, help=help)
 
+    def published(flag: str, help: str = "") -> None:
+        """Adds a flag for a number of PUBLISHED. It is None by default."""
+        value = PUBLISHED[flag.removeprefix("--")]
+        default = f"default: {value:g}, for tiny models others"
+        add(flag, type=type(value), help=f"{help}; {default}" if help else default)
+
     def switch(name: str, help: str | None = None) -> None:
         """Adds a flag that takes no value. It is False by default."""
         add(name, action="store_true", help=help)
@@ -70,6 +80,12 @@ def get_args_parser(
         default="",
         help="checkpoint or safetensors file, or folder that holds one, to continue from",
     )
+    add(
+        "--finetune",
+        default="",
+        metavar="WEIGHTS",
+        help="begin with the weights of a published name, a folder, a run, a checkpoint or an id on the hub",
+    )
     number("--start_epoch", 0, "used if no checkpoint sets it")
     number("--seed", 0)
     add("--device", help="default: the accelerator that torch finds, otherwise cpu")
@@ -78,32 +94,48 @@ def get_args_parser(
     switch("--dry_run", "print settings, cost and memory, and exit")
 
     add = parser.add_argument_group("model").add_argument
-    add("--model", default="fractalmar_in64", choices=models, metavar="NAME", help=", ".join(models))
+    add(
+        "--model",
+        choices=models,
+        metavar="NAME",
+        help=f"{', '.join(models)}; default: that of --resume or --finetune, else fractalmar_in64",
+    )
     fixed = "fixed by --model; may be left out"
     add("--img_size", type=int, help=fixed)
     add("--num_conds", type=int, help=fixed)
     add("--guiding_pixel", action="store_true", default=None, help=fixed)
-    number("--class_num", 1000, "0 for an unconditional model")
-    number("--r_weight", 5.0, "weight of R in the training loss; G and B have weight 1")
+    add(
+        "--class_num",
+        type=int,
+        help="default: that of --resume, else as many as the data has, else 1000; 0: an unconditional model",
+    )
+    published("--r_weight", "weight of R in the training loss; G and B have weight 1")
     number("--label_drop_prob", 0.1, "share of labels dropped, for guidance")
-    number("--attn_dropout", 0.1)
-    number("--proj_dropout", 0.1)
+    published("--attn_dropout")
+    published("--proj_dropout")
     switch("--grad_checkpointing", "use less memory and about a third more time")
 
     add = parser.add_argument_group("training").add_argument
-    number("--batch_size", 64, "images per process and accumulation step")
+    published("--batch_size", "images per process and accumulation step")
     number("--accum_iter", 1, "accumulation steps per optimiser step")
-    number("--epochs", 400)
-    number("--warmup_epochs", 40.0)
+    published("--epochs")
+    published("--warmup_epochs")
     add("--lr", type=float, help="default: blr * batch_size * accum_iter * processes / 256")
-    number("--blr", 5e-5, "learning rate for 256 images per step")
+    published("--blr", "learning rate for 256 images per step")
     number("--min_lr", 0.0)
     add("--lr_schedule", choices=lr_schedules, default="cosine")
     number("--weight_decay", 0.05)
     number("--grad_clip", 3.0)
-    switch("--ema", "keep an exponential moving average and evaluate it")
-    number("--ema_decay", 0.9999)
-    number("--save_last_freq", 5, "epochs between checkpoints")
+    add(
+        "--ema",
+        action="store_true",
+        default=None,
+        help="keep an exponential moving average, with warm-up, and evaluate it; default: tiny models in "
+        "training, and evaluation of a checkpoint that has one",
+    )
+    add("--no_ema", action="store_false", dest="ema")
+    published("--ema_decay", "reached by a warm-up: of an average over the last tenth of the steps")
+    published("--save_last_freq", "epochs between checkpoints")
     add("--save_every_steps", type=int, help="steps between additional checkpoints")
     number("--keep_last", 2, "checkpoints to keep")
     add(
@@ -113,17 +145,19 @@ def get_args_parser(
         help="what to do if a checkpoint cannot be written",
     )
     number("--max_bad_steps", 20, "steps in a row that may be skipped because loss or gradient is not finite")
-    number("--eval_freq", 40, "epochs between evaluations (bits/dim, a grid of samples)")
+    published("--eval_freq", "epochs between evaluations (bits/dim, a grid of samples)")
+    add("--patience", type=int, help="end after so many evaluations without a better bits/dim")
 
     add = parser.add_argument_group("data").add_argument
     add(
         "--data_path",
         default="./data/imagenet",
-        help="folder with train/ and val/, each with a folder per class (docs/data.md has the other kinds)",
+        help="folder of images, of class folders, or with train/ and val/ of these (others: docs/data.md)",
     )
     switch("--strict_data", "read every image first, and stop if one is bad")
     add("--no_flip", action="store_false", dest="flip", help="do not mirror images (for digits or text)")
-    number("--num_workers", 10, "processes that read images")
+    number("--shift", 0, "shift training images at random by up to so many pixels")
+    published("--num_workers", "processes that read images")
     add("--pin_mem", action="store_true", default=True)
     add("--no_pin_mem", action="store_false", dest="pin_mem")
 
@@ -136,7 +170,11 @@ def get_args_parser(
     switch("--evaluate_gen", "write --num_images numbered PNGs, and exit")
     switch("--online_eval", "write them during training too, every --eval_freq epochs")
     number("--num_images", 50000)
-    add("--class_labels", type=number_list, help="classes to draw equally often; default: all")
+    add(
+        "--class_labels",
+        metavar="CLASS,…",
+        help="classes to draw equally often, by number or name; default: all",
+    )
     number("--gen_bsz", 1024, "images per process and batch")
 
     add = parser.add_argument_group(
@@ -165,7 +203,7 @@ def get_args_parser(
     )
     number("--cfg", 1.0, "guidance scale; 1 is without guidance")
     add("--cfg_schedule", default="linear", choices=guidance_schedules)
-    number("--temperature", 1.0, "multiplies the logits: above 1 is sharper")
+    number("--temperature", 1.0, TEMPERATURE)
     number("--filter_threshold", 1e-4)
 
     add = parser.add_argument_group("processes (torchrun sets these)").add_argument
@@ -174,48 +212,6 @@ def get_args_parser(
     switch("--dist_on_itp", "read rank and size from Open MPI's variables")
     add("--dist_url", default="env://")
     return parser
-
-
-FINITE = sys.float_info.max
-RANGES = {
-    "batch_size accum_iter epochs save_last_freq eval_freq nll_bsz nll_forward_number": (1, math.inf),
-    "num_images gen_bsz chunk feature_cache_interval save_every_steps keep_last": (1, math.inf),
-    "max_bad_steps start_epoch num_workers": (0, math.inf),
-    "class_num": (0, 10**6),  # whose embeddings alone take 4 GB in the largest models
-    "warmup_epochs lr blr min_lr weight_decay r_weight": (0, FINITE),
-    "grad_clip": (1e-6, math.inf),
-    "attn_dropout proj_dropout label_drop_prob ema_decay": (0, 1),
-    "seed": (0, 2**31),  # NumPy's and torch's generators both take these, and a few more for the processes
-}  # fmt: skip
-
-
-def check_ranges(args: argparse.Namespace) -> None:
-    """Raises UserError that names the first flag whose number is out of range."""
-    for names, (low, high) in RANGES.items():
-        for name in names.split():
-            if (value := getattr(args, name)) is not None and not low <= value <= high:
-                named = {math.inf: f"at least {low}", FINITE: f"at least {low} and finite"}
-                raise UserError(f"--{name} {value} must be {named.get(high, f'from {low} to {high}')}")
-
-
-def check_classes(args: argparse.Namespace) -> None:
-    """Raises UserError for labels that the model does not have, and where images of none can be written."""
-    if args.class_num == 0 and args.nll_labels:
-        raise UserError("--nll_labels needs classes; with --class_num 0 leave it out")
-    for label in args.class_labels or ():
-        if not 0 <= label < args.class_num:
-            classes = f"the --class_num {args.class_num} classes, which count from 0"
-            raise UserError(f"--class_labels: {label} is none of {classes}")
-    count = len(args.class_labels or ()) or args.class_num or 1
-    if (args.evaluate_gen or args.online_eval or args.sweep) and args.num_images % count:
-        flag = f"{'the number of --class_labels' if args.class_labels else '--class_num'} {count}"
-        raise UserError(
-            f"--num_images {args.num_images} must be a multiple of {flag}: the same for each class"
-        )
-    if not args.output_dir and (args.evaluate_gen or args.online_eval or args.sweep):
-        raise UserError(
-            "--output_dir '' saves nothing: --evaluate_gen, --online_eval and --sweep need a folder"
-        )
 
 
 def from_flags(cls: type[T], args: argparse.Namespace, **others) -> T:
@@ -233,14 +229,3 @@ def provenance(args: argparse.Namespace) -> dict:
         commit = "unknown"
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     return {"settings": vars(args), "versions": versions, "commit": commit}
-
-
-def make_writable(output_dir: str) -> Path:
-    """Makes the folder if needed. Raises UserError if nothing can be written to it."""
-    folder = Path(output_dir)
-    with writing(f"--output_dir {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink(missing_ok=True)
-    return folder

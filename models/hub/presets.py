@@ -3,11 +3,15 @@
 from dataclasses import dataclass
 
 from models.generator import GENERATORS
+from models.sampling.options import SamplingOptions
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A named architecture and its sampling settings: the best published ones, for `tiny` models our own."""
+    """A named architecture and its sampling settings: the best published ones, for `tiny` models our own.
+
+    lr  AdamW's learning rate of a tiny model on batches of 16; None: as published
+    """
 
     sizes: tuple[int, ...]
     widths: tuple[int, ...]
@@ -19,12 +23,27 @@ class Preset:
     steps: tuple[int, ...]
     guidance_scale: float
     temperature: float
+    lr: float | None = None
+
+    @property
+    def arguments(self) -> dict:
+        """FractalGen's arguments that the name decides, as JSON has them."""
+        return {
+            "img_size_list": list(self.sizes), "embed_dim_list": list(self.widths),
+            "num_blocks_list": list(self.blocks), "num_heads_list": list(self.heads),
+            "generator_type_list": list(self.generators), "num_conds": self.num_conds,
+            "guiding_pixel": self.guiding_pixel,
+        }  # fmt: skip
+
+    @property
+    def sampling_defaults(self) -> SamplingOptions:
+        return SamplingOptions(self.steps, guidance_scale=self.guidance_scale, temperature=self.temperature)
 
 
 _AR3, _MAR3, _MAR4 = ("ar",) * 3, ("mar", "mar", "ar"), ("mar", "mar", "mar", "ar")
 _IN64, _IN256 = (64, 4, 1), (256, 16, 4, 1)
 PRESETS = {
-    # sizes, widths, blocks, heads, generators, conditions, guiding pixel, steps, guidance scale, temperature
+    # sizes, widths, blocks, heads, generators, conditions, guiding pixel, steps, guidance, temperature, lr
     "fractalar_in64": Preset(
         _IN64, (1024, 512, 128), (32, 8, 3), (16, 8, 4), _AR3, 1, False, (64, 16), 11.0, 1.03),
     "fractalmar_in64": Preset(
@@ -36,20 +55,36 @@ PRESETS = {
     "fractalmar_huge_in256": Preset(
         _IN256, (1280, 640, 320, 64), (40, 10, 5, 1), (16, 8, 4, 4), _MAR4, 5, True, (64, 16, 16), 19.0, 1.1),
     "fractalmar_tiny_in8": Preset(
-        (8, 4, 1), (96, 64, 32), (1, 2, 1), (4, 4, 2), _MAR3, 5, False, (4, 16), 4.0, 1.2),
+        (8, 4, 1), (96, 64, 32), (1, 2, 1), (4, 4, 2), _MAR3, 5, False, (4, 16), 4.0, 1.2, 4e-3),
     "fractalar_tiny_in8": Preset(
-        (8, 4, 1), (96, 64, 32), (1, 2, 1), (4, 4, 2), _AR3, 1, False, (4, 16), 4.0, 1.2),
+        (8, 4, 1), (96, 64, 32), (1, 2, 1), (4, 4, 2), _AR3, 1, False, (4, 16), 4.0, 1.2, 4e-3),
+    "fractalmar_tiny_in16": Preset(
+        (16, 4, 1), (128, 96, 48), (3, 2, 1), (4, 4, 4), _MAR3, 5, False, (16, 16), 3.0, 1.0, 4e-3),
+    "fractalar_tiny_in16": Preset(
+        (16, 4, 1), (128, 96, 48), (3, 2, 1), (4, 4, 4), _AR3, 1, False, (16, 16), 3.0, 1.0, 4e-3),
     "fractalmar_tiny_in32": Preset(
-        (32, 4, 1), (256, 128, 64), (6, 3, 2), (8, 4, 4), _MAR3, 5, False, (32, 16), 3.0, 1.0),
+        (32, 4, 1), (256, 128, 64), (6, 3, 2), (8, 4, 4), _MAR3, 5, False, (32, 16), 3.0, 1.0, 1.5e-3),
     "fractalmar_tiny_guided_in32": Preset(
-        (32, 4, 1), (256, 128, 64), (5, 2, 1), (8, 4, 4), _MAR3, 5, True, (48, 16), 1.5, 1.7),
+        (32, 4, 1), (256, 128, 64), (5, 2, 1), (8, 4, 4), _MAR3, 5, True, (48, 16), 1.5, 1.7, 1.5e-3),
     "fractalar_tiny_in32": Preset(
-        (32, 4, 1), (256, 128, 64), (6, 3, 2), (8, 4, 4), _AR3, 1, False, (64, 16), 3.0, 1.0),
+        (32, 4, 1), (256, 128, 64), (6, 3, 2), (8, 4, 4), _AR3, 1, False, (64, 16), 3.0, 1.0, 1.5e-3),
     "fractalmar_tiny_in64": Preset(
-        (64, 8, 2, 1), (256, 128, 64, 64), (6, 3, 2, 1), (8, 4, 4, 4), _MAR4, 5, True, (32, 16, 4), 3.0, 1.0),
+        (64, 8, 2, 1), (256, 128, 64, 64), (6, 3, 2, 1), (8, 4, 4, 4), _MAR4, 5, True, (32, 16, 4), 3.0, 1.0,
+        1.5e-3),
     "fractalar_tiny_in64": Preset(
-        (64, 4, 1), (256, 128, 64), (6, 3, 2), (8, 4, 4), _AR3, 1, False, (64, 16), 3.0, 1.0),
+        (64, 4, 1), (256, 128, 64), (6, 3, 2), (8, 4, 4), _AR3, 1, False, (64, 16), 3.0, 1.0, 1.5e-3),
 }  # fmt: skip
+
+
+def find_preset(name: str, **given) -> Preset:
+    """The preset `name`. Raises ValueError for an unknown one, and where a setting `given` contradicts it."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown model {name!r}; one of {', '.join(PRESETS)}")
+    for setting, value in given.items():
+        fixed = getattr(PRESETS[name], setting)
+        if value is not None and value != fixed:
+            raise ValueError(f"{setting} {value} contradicts model {name}, which has {setting} {fixed}")
+    return PRESETS[name]
 
 
 def check_architecture(sizes, widths, blocks, heads, generators, num_conds) -> None:

@@ -10,15 +10,17 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import PyTorchModelHubMixin
 from huggingface_hub.constants import CONFIG_NAME
-from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 
-from models.sampling.options import SamplingOptions
+from models.hub.about import About
+from models.hub.source import SAVED_OPTIONS, WRITTEN, find, saved_options
+from models.sampling.options import SamplingOptions, check_steps
 from util import checkpoint
 from util.errors import UserError, one_line, reading
 
@@ -38,15 +40,10 @@ model = FractalGen.from_pretrained("this repository's id, or the folder")
 model.generate([0], seed=0)[0].save("image.png")
 ```
 
-`config.json` holds the architecture, the names of the classes where they are known, and sampling settings.
+`config.json` holds the architecture, sampling settings and, where they are known, the names of the classes
+and what the model was trained on.
 The library's licence, MIT, says nothing about these weights: theirs is up to whoever trained them.
 """
-
-
-# the fields of SamplingOptions that config.json holds as "sampling_defaults"
-SAVED_OPTIONS = (
-    "num_inference_steps", "guidance_scale", "guidance_schedule", "temperature", "filter_threshold"
-)  # fmt: skip
 
 
 # what from_pretrained passes on to hf_hub_download
@@ -72,6 +69,7 @@ class Pretrained(
     arguments: dict
     sampling_defaults: SamplingOptions
     class_num: int
+    about: About | None = None  # what it was trained on and what it cannot do; None: not known
     _class_names: tuple[str, ...] | None = None
 
     @property
@@ -93,9 +91,19 @@ class Pretrained(
 
     @property
     def config(self) -> dict:
-        """What `config.json` holds: the constructor's arguments, `class_names` and `sampling_defaults`."""
-        sampling = {name: getattr(self.sampling_defaults, name) for name in SAVED_OPTIONS}
-        return recorded({**self.arguments, "class_names": self.class_names, "sampling_defaults": sampling})
+        """What `config.json` holds: the constructor's arguments, `class_names`, `sampling_defaults`, `about`.
+
+        Where `about` is None its key is left out.
+        """
+        self.class_names = self.class_names  # checks their number, should class_emb be another one by now
+        own = {
+            "class_num": self.class_num,
+            "class_names": self.class_names,
+            "sampling_defaults": saved_options(self.sampling_defaults),
+        }
+        if self.about is not None:
+            own["about"] = asdict(self.about)
+        return recorded({**self.arguments, **own})
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if self.fractal_level:
@@ -119,9 +127,10 @@ class Pretrained(
         map_location: str | torch.device | None = None,
         **arguments,
     ):
-        """The model of a folder that `save_pretrained` wrote, or of an id on the Hugging Face hub: float32,
-        in eval mode.
+        """The model of a folder that `save_pretrained` or training wrote, or of an id on the Hugging Face
+        hub, in eval mode. Of a run's weights and their averages it takes the averages.
 
+        pretrained_model_name_or_path  see `source.find`
         map_location  the device; default: torch's, where the constructor would build it too
         arguments     revision, token, cache_dir, force_download and local_files_only are those of
                       huggingface_hub's download. All others are those of the constructor, where they shall
@@ -131,25 +140,35 @@ class Pretrained(
         model. A config that describes a larger model than its file of weights holds takes no memory.
         """
         hub = {name: arguments.pop(name) for name in HUB_ARGUMENTS if name in arguments}
-        config_path = _file(pretrained_model_name_or_path, CONFIG_NAME, hub)
-        path = _file(pretrained_model_name_or_path, checkpoint.SAFETENSORS_NAME, hub)
+        source = find(pretrained_model_name_or_path, **hub)
+        if source.config is None:
+            raise UserError(
+                f"{source.path.with_name(CONFIG_NAME)}: no such file; {WRITTEN}, and training settings.json"
+            )
+        weights = source.weights()
+        shapes = {name: value.shape for name, value in weights.items()}
         with torch.device(torch.get_default_device() if map_location is None else map_location):
-            model = cls._of_config(config_path, arguments, _header(path))
-        checkpoint.load_weights(model, checkpoint.load_safetensors(path), path)
+            model = cls._of_config(source.config, source.config_path, arguments, shapes)
+        checkpoint.load_weights(model, weights, source.path)
         return model.eval()
 
     @classmethod
-    def _of_config(cls, path: Path, arguments: Mapping, shapes: Mapping[str, Sequence[int]] | None = None):
-        """Builds the model that the config `path` describes, with random weights.
+    def _of_config(
+        cls,
+        config: Mapping,
+        path: Path,
+        arguments: Mapping,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+    ):
+        """Builds the model that the `config` of the file `path` describes, with random weights.
 
         arguments  of the constructor, in place of the config's
         shapes     of the weights that it will get: with them no larger model takes memory; None: any size
         """
-        with reading(path, "damaged"):
-            config = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(config, dict):
-                raise ValueError("it is no JSON object")
-        names, defaults = config.pop("class_names", None), config.pop("sampling_defaults", None)
+        config = dict(config)
+        names, defaults, about = (
+            config.pop(name, None) for name in ("class_names", "sampling_defaults", "about")
+        )
         known = inspect.signature(cls).parameters.keys() - {"fractal_level"}
         if unknown := [one_line(name) for name in config if name not in known]:
             raise UserError(
@@ -161,10 +180,11 @@ class Pretrained(
                 limits.enter_context(_SizeLimit(settings, shapes))
             model = cls(**settings)
             model.class_names = names
+            model.about = None if about is None else About(**about)
             if defaults is not None:
                 if unknown := set(defaults) - set(SAVED_OPTIONS):
                     raise ValueError(f"unknown sampling_defaults {', '.join(unknown)}")
-                steps = tuple(defaults["num_inference_steps"])
+                steps = check_steps(defaults["num_inference_steps"], len(model.generators))
                 model.sampling_defaults = SamplingOptions(**{**defaults, "num_inference_steps": steps})
                 model.sampling_defaults.guidance(len(model.generators))  # checks them
         return model
@@ -193,24 +213,3 @@ class _SizeLimit(TorchFunctionMode):
             if self.left < 0:
                 raise ValueError(f"it has more than the {self.size:,} numbers in the file of its weights")
         return function(*args, **(kwargs or {}))
-
-
-def _header(path: Path) -> dict[str, Sequence[int]]:
-    """Reads the shapes of the weights from the header of a safetensors file, or raises UserError."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
-        checkpoint.load_safetensors(path)  # it says what is wrong with the file
-        raise
-
-
-def _file(where: str | Path, name: str, hub: dict) -> Path:
-    """The file `name` of a folder, or of an id on the hub."""
-    if Path(where).is_dir():
-        if not (path := Path(where) / name).is_file():
-            names = f"{CONFIG_NAME} and {checkpoint.SAFETENSORS_NAME}"
-            raise UserError(f"{path}: no such file; save_pretrained writes {names}")
-        return path
-    with reading(where, f"no such folder, and the hub gives no {name} of that id"):
-        return Path(hf_hub_download(str(where), name, **hub))

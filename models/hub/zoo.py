@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 
-from models import fractalgen
 from models.fractalgen import FractalGen
-from models.hub.classes import imagenet_names
-from util import checkpoint, dist, download
-from util.errors import UserError
+from models.hub.source import is_hub_id
+from util import dist, download
+from util.errors import UserError, perhaps
 from util.threads import limit_threads
 
 log = logging.getLogger(__name__)
@@ -19,21 +18,18 @@ BUNDLED = Path(__file__).resolve().parents[2] / "demo" / "emoji_model"
 def load(name: str | Path = BUNDLED, device: str | torch.device | None = None) -> FractalGen:
     """The model `name`, in eval mode, on `device` (default: the accelerator that torch finds, else the CPU).
 
-    name  a folder that `save_pretrained` wrote; one of download.FILES, whose weights are fetched unless they
-          are there, with ImageNet's class names; else an id on the hub
+    name  a folder that `save_pretrained` or training wrote, or a checkpoint of a run; one of download.FILES,
+          whose weights are fetched unless they are there, with ImageNet's class names and `about`; else an id
+          on the hub, OWNER/NAME
 
     On a CPU it also limits torch's threads to the free cores (`limit_threads`). Raises UserError where that
-    gives no model.
+    gives no model, without a network for what is no id, and with the published names that come close.
     """
     device = find_device(device)
     if device.type == "cpu":
         log.info(limit_threads())
-    if str(name) in download.FILES and not Path(name).is_dir():
-        path = download.download(str(name))
-        model = fractalgen.build(str(name))
-        checkpoint.load_weights(model, checkpoint.load(path, mmap=True)["model"], path)
-        model.class_names = imagenet_names()
-        return model.eval().to(device)
+    if str(name) not in download.FILES and not Path(name).exists() and not is_hub_id(str(name)):
+        raise UserError(f"{name}: no such folder or published model{perhaps(str(name), download.FILES)}")
     return FractalGen.from_pretrained(name, map_location=device)
 
 

@@ -203,19 +203,3 @@ def test_published_construction_and_sampling_call():
     assert drawn.shape == (2, 3, 8, 8)
     values = to_values(drawn)
     torch.testing.assert_close(normalize(values), drawn)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (dict(num_iter_list=(4,)), "num_iter_list 4 must be 2"),
-        (dict(num_iter_list=(4, 0)), "num_iter_list 4,0"),
-        (dict(cfg=2.0), "even number"),
-        (dict(fractal_level=1), "fractal_level 1"),
-        (dict(cfg_schedule="cosine"), "cosine"),
-    ],
-)
-def test_sampling_settings_are_checked(changes, message):
-    model = tiny_model("mar")
-    with pytest.raises(ValueError, match=message):
-        model.sample(**{**dict(cond_list=[model.fake_latent] * 5, num_iter_list=(4, 2)), **changes})

@@ -57,7 +57,7 @@ def test_seeds_and_indices_may_be_integers_of_numpy_and_torch(five):
 
 @pytest.mark.parametrize("odd", [1.5, 1.0, np.float32(1), True, np.bool_(1), torch.tensor(1.5), None])
 def test_a_seed_or_index_that_is_no_integer_is_an_error(odd):
-    for name, seed, index in (("seed", odd, 0), ("seed", [odd, 2], 0), ("index", 1, odd)):
+    for name, seed, index in (("seed", odd, 0), ("seed", [odd, 2], 0), ("indices", 1, odd)):
         with pytest.raises(ValueError, match=f"^{name} {re.escape(repr(odd))} must be an integer"):
             Noise.of_images(seed, [index], SIZES)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from util.errors import UserError
-from util.files import atomic_write, check_writable, sha256, write_json
+from util.files import atomic_write, check_writable, make_writable, sha256, write_json
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -45,3 +45,10 @@ def test_an_output_that_cannot_be_written_is_named_and_a_probe_leaves_nothing(tm
     ):
         with pytest.raises(UserError, match=rf"^-o out: cannot be written \({reason}\)"):
             check_writable(Path(path), "-o out")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    assert make_writable(tmp_path / "new" / "folder").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--output_dir .*/file/out: cannot be written \(Not a directory\)"):
+        make_writable(tmp_path / "file" / "out")

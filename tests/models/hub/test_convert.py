@@ -1,3 +1,5 @@
+import json
+
 import hostile
 import pytest
 import torch
@@ -66,13 +68,38 @@ def test_a_model_without_classes_is_converted_too(tmp_path):
 @pytest.mark.parametrize("resume", ["out", "out/model.safetensors"])
 def test_the_command_line_takes_the_folder_as_it_takes_the_checkpoint(resume, published, tmp_path, capsys):
     run(published[0], tmp_path / "out")
-    flags = f"--model {MODEL} --class_num 3 --device cpu --amp off --evaluate_gen --num_images 3 --gen_bsz 3 --num_iter_list 1,1"
+    flags = f"--model {MODEL} --class_num 3 --device cpu --amp off --evaluate_gen --num_images 3 --gen_bsz 3 --num_iter_list 1,1 --no_ema"
     for source, output in ((published[0], "a"), (tmp_path / resume, "b")):
         main_fractalgen.main(
             [*flags.split(), "--resume", str(source), "--output_dir", str(tmp_path / output)]
         )
     images = [(tmp_path / output / "generated" / "00001.png").read_bytes() for output in "ab"]
     assert images[0] == images[1]
+
+
+def test_the_command_line_takes_classes_by_the_names_of_the_folder(published, tmp_path, capsys):
+    run(published[0], tmp_path / "out")
+    config = tmp_path / "out" / "config.json"
+    config.write_text(
+        json.dumps({**json.loads(config.read_text()), "class_names": ["cat", "red heart", "dog"]})
+    )
+    flags = f"--model {MODEL} --class_num 3 --device cpu --amp off --evaluate_gen --num_images 2 --num_iter_list 1,1"
+    arguments = [
+        *flags.split(),
+        "--resume",
+        str(tmp_path / "out"),
+        "--output_dir",
+        str(tmp_path),
+        "--class_labels",
+    ]
+    main_fractalgen.main([*arguments, "Dog,1"])
+    manifest = json.loads((tmp_path / "generated" / "manifest.json").read_text())
+    assert manifest["settings"]["classes"] == [2, 1]
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        main_fractalgen.main([*arguments, "cats"])
+    assert "--class_labels 'cats' is no class of the model" in (error := capsys.readouterr().err)
+    assert error.endswith("; perhaps cat\n")
 
 
 @pytest.mark.parametrize("name", ["class_emb.weight", "next_fractal.next_fractal.r_codebook.weight"])

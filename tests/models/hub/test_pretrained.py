@@ -55,8 +55,7 @@ def test_a_model_comes_back_to_the_bit(kind, tmp_path):
 def test_the_config_rebuilds_every_preset_with_its_settings(name, tmp_path):
     with torch.device("meta"):
         model = fractalgen.build(name, class_num=3, grad_checkpointing=True)
-        (tmp_path / "config.json").write_text(json.dumps(model.config))
-        loaded = FractalGen._of_config(tmp_path / "config.json", {})
+        loaded = FractalGen._of_config(json.loads(json.dumps(model.config)), tmp_path, {})
     shapes = lambda model: {name: value.shape for name, value in model.state_dict().items()}  # noqa: E731
     assert shapes(loaded) == shapes(model)
     assert loaded.sampling_defaults == model.sampling_defaults
@@ -123,12 +122,27 @@ BAD_CONFIGS = {
     "sizes no list": (partial(edit, img_size_list=8), r"describes no model \("),
     "negative classes": (partial(edit, class_num=-1), r"describes no model \("),
     "settings unknown": (partial(edit, sampling_defaults={"num_inference_steps": [1, 1], "x": 1}), r"describes no model \(unknown sampling_defaults x"),
-    "settings of other levels": (partial(edit, sampling_defaults={"num_inference_steps": [1]}), r"describes no model \(num_iter"),
+    "settings of other levels": (partial(edit, sampling_defaults={"num_inference_steps": [1]}), "config.json: num_inference_steps 1 must be 2 numbers"),
     "settings impossible": (
-        partial(edit, sampling_defaults={"num_inference_steps": [1, 1], "guidance_schedule": "x"}), r"describes no model \(.*'x'"),
+        partial(edit, sampling_defaults={"num_inference_steps": [1, 1], "guidance_schedule": "x"}), "config.json: guidance_schedule 'x' must be"),
     "settings no numbers": (
-        partial(edit, sampling_defaults={"num_inference_steps": [1, 1], "temperature": "x"}), r"describes no model \("),
+        partial(edit, sampling_defaults={"num_inference_steps": [1, 1], "temperature": "x"}), "config.json: temperature 'x' must be"),
     "settings no object": (partial(edit, sampling_defaults=[1]), r"describes no model \("),
+    "about no object": (partial(edit, about="emoji"), r"describes no model \("),
+    "about unknown": (partial(edit, about={"data": "x", "limits": "y", "z": 1}), r"describes no model \(.*'z'"),
+    "about incomplete": (partial(edit, about={"data": "x"}), r"describes no model \(.*'limits'"),
+    "about no text": (partial(edit, about={"data": ["x"], "limits": "y"}), r"describes no model \(about: data must be"),
+    "about that moves the cursor": (
+        partial(edit, about={"data": "x", "limits": "\x1b[2J"}), r"describes no model \(about: limits must be"),
+    "about too long": (partial(edit, about={"data": "x" * 301, "limits": "y"}), r"describes no model \(about: data must be"),
+    "about no numbers": (
+        partial(edit, about={"data": "x", "limits": "y", "bits_per_dim": "3", "bits_per_dim_std": 1}),
+        r"describes no model \(about: bits_per_dim and"),
+    "about one number": (
+        partial(edit, about={"data": "x", "limits": "y", "bits_per_dim": 3}), r"describes no model \(about: bits_per_dim and"),
+    "about not finite": (
+        partial(edit, about={"data": "x", "limits": "y", "bits_per_dim": float("nan"), "bits_per_dim_std": 1}),
+        r"describes no model \(about: bits_per_dim and"),
     "names that move the cursor": (partial(edit, **{"\x1b[2J\n": 1}), r"another model, with \?\[2J,"),
 }  # fmt: skip
 
@@ -264,8 +278,19 @@ def test_a_hub_id_is_fetched_kept_and_loaded(saved, tmp_path_factory, monkeypatc
 
 
 def test_what_is_neither_folder_nor_id_is_named():
-    with pytest.raises(
-        UserError, match=r"^/no/such/folder: no such folder, and the hub gives no config.json of that id"
-    ) as error:
-        FractalGen.from_pretrained("/no/such/folder")
-    assert str(error.value).isprintable()
+    for name in ("/no/such/folder", "fractalmar_in65", "./a/b", "a/b/c", "~/a"):  # without a network
+        with pytest.raises(UserError, match="no such folder, and an id on the hub is OWNER/NAME"):
+            FractalGen.from_pretrained(name)
+
+
+def test_the_number_of_classes_is_that_of_the_weights(tmp_path):
+    model = tiny_model()
+    model.class_names = ["ant", "bee", "cat", "dog"]
+    with pytest.raises(AttributeError, match="class_num"):
+        model.class_num = 2
+    model.class_emb = torch.nn.Embedding(2, 32)
+    with pytest.raises(ValueError, match="class_names must be 2 names, one for each class, got 4"):
+        model.save_pretrained(tmp_path)
+    model.class_names = ["ant", "bee"]
+    model.save_pretrained(tmp_path)
+    assert FractalGen.from_pretrained(tmp_path).class_num == 2

@@ -7,7 +7,7 @@ import torch
 
 from conftest import tiny_model
 from models import fractalgen
-from models.hub import zoo
+from models.hub import source, zoo
 from models.hub.classes import imagenet_names
 from util import download
 from util.errors import UserError
@@ -26,6 +26,7 @@ def test_a_folder_and_a_published_name(tmp_path, monkeypatch):
     assert torch.equal(loaded.fake_latent, published.fake_latent)
     assert not loaded.training
     assert loaded.class_names == tuple(imagenet_names())
+    assert loaded.about == source.PUBLISHED
 
 
 def test_what_is_no_model_is_named(tmp_path, monkeypatch):
@@ -34,6 +35,32 @@ def test_what_is_no_model_is_named(tmp_path, monkeypatch):
         zoo.load(tmp_path / "none")
     with pytest.raises(UserError, match="nodevice"):
         zoo.load(tmp_path, "nodevice")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fractalmar_in63", "; perhaps fractalmar_in64, "),
+        ("FractalMAR-in64", "; perhaps fractalmar_in64, "),
+        ("bert", ""),
+        ("./out/model", ""),
+        ("out/old/model", ""),
+    ],
+)
+def test_what_can_be_no_id_on_the_hub_is_refused_without_a_network(name, message, monkeypatch):
+    monkeypatch.setattr(source, "hf_hub_download", None)
+    with pytest.raises(UserError, match=f"^{name}: no such folder or published model{message}"):
+        zoo.load(name, "cpu")
+
+
+def test_an_id_on_the_hub_is_asked_for_there(monkeypatch):
+    def no_network(name, *arguments):
+        raise OSError(f"asked for {name}")
+
+    monkeypatch.setattr(source, "hf_hub_download", no_network)
+    for name in ("owner/name", "Owner-1/my.model_v2"):
+        with pytest.raises(UserError, match=f"asked for {name}"):
+            zoo.load(name, "cpu")
 
 
 def test_without_a_gpu_or_the_weights_it_is_the_bundled_model(tmp_path, monkeypatch):
