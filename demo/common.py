@@ -16,9 +16,11 @@ from PIL import Image
 
 from models.hub.zoo import BUNDLED
 from util.crop import center_crop_arr
-from util.errors import UserError, reading
+from util.data.decode import open_rgb
+from util.errors import UserError
 from util.files import atomic_write, check_writable
 from util.flags import Parser
+from util.inputs import open_image
 
 
 def make_parser(script: str, description: str) -> Parser:
@@ -35,8 +37,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default=str(BUNDLED),
-        help="a folder that save_pretrained wrote, an id on the Hugging Face hub, or the name of a published "
-        "model, whose weights are then downloaded; default: the bundled model, demo/emoji_model",
+        help="a folder that save_pretrained or training wrote, an id on the Hugging Face hub, or the name of "
+        "a published model, whose weights are then downloaded; default: the bundled model, demo/emoji_model",
     )
     add_device_flag(parser)
 
@@ -55,6 +57,11 @@ def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
     return number
 
 
+def one_or_list(numbers: list[float] | None) -> float | list[float] | None:
+    """Returns the only number of a list, or the list if there are several."""
+    return numbers[0] if numbers is not None and len(numbers) == 1 else numbers
+
+
 def check_output(flag: str, path: Path, *endings: str) -> None:
     """Raises UserError unless the file can be written and its name ends in one of `endings`, such as ".png".
 
@@ -63,6 +70,14 @@ def check_output(flag: str, path: Path, *endings: str) -> None:
     if path.suffix.lower() not in endings:
         raise UserError(f"{flag} {path}: its name must end in {' or '.join(endings)}")
     check_writable(path, f"{flag} {path}")
+
+
+def read_image(path: Path, reader: Callable[[Path], tuple[Image.Image, str]] = open_image) -> Image.Image:
+    """Returns an image as `open_image` or `open_mask` reads it, and prints the line that they return."""
+    image, line = reader(path)
+    if line:
+        print(line)
+    return image
 
 
 def crop_and_scale(image: Image.Image, side: int, path: Path) -> Image.Image:
@@ -80,27 +95,31 @@ def save_png(path: Path, image: Image.Image) -> None:
         image.save(temporary, "PNG")
 
 
-def run_main(flags: str, capture: bool = False, **paths: Path) -> str | None:
+def run_main(flags: str, capture: bool = False, quiet: bool = False, **paths: Path) -> str | None:
     """Prints a command line of main_fractalgen.py and runs it in a process of its own.
 
     flags    flags and values, separated by blanks
     paths    flags whose values are absolute paths, such as output_dir=Path("/tmp/run")
     capture  whether to return what the command prints on its standard output, instead of showing it
+    quiet    whether to show neither the command line nor, unless it fails, its standard error
 
     Exits with the command's status if the command fails.
     """
     words = ["main_fractalgen.py", *flags.split()]
     for name, path in paths.items():
         words += [f"--{name}", from_root(path)]
-    print(shell_command(words), flush=True)
+    if not quiet:
+        print(shell_command(words), flush=True)
     result = subprocess.run(
         [sys.executable, *words],
         cwd=ROOT,
         check=False,
         stdout=subprocess.PIPE if capture else None,
+        stderr=subprocess.PIPE if quiet else None,
         text=True,
     )
     if result.returncode:
+        print(result.stderr or "", end="", file=sys.stderr)
         raise SystemExit(result.returncode)
     return result.stdout
 
@@ -144,8 +163,7 @@ def read_split(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     classes = sorted({path.parent.name for path in paths})
     images = []
     for path in paths:
-        with reading(path, "cannot be read as an image"):
-            images.append(np.asarray(Image.open(path).convert("RGB")))
+        images.append(np.asarray(open_rgb(path)))
         if images[-1].shape != images[0].shape:
             raise UserError(f"{path}: is not of the size of {paths[0]}; all images must have one size")
     return np.stack(images), np.array([classes.index(path.parent.name) for path in paths])
