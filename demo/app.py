@@ -10,10 +10,12 @@ import environment  # noqa: F401  first: without its packages a demo says how to
 
 # isort: split
 import argparse
+import html
 from pathlib import Path
 
 from common import add_model_flags, make_parser
 
+from models.hub.about import describe
 from models.hub.zoo import load
 from util.errors import UserError
 from util.flags import Parser
@@ -23,17 +25,33 @@ MAX_SESSIONS = 32  # visitors whose images are kept; each reload of the page is 
 CSS = """
 .figures {display: flex; flex-wrap: wrap; gap: 12px; margin: 8px 0}
 .figures figure {flex: 1 1 220px; max-width: 320px; margin: 0}
-.figures.small figure {flex: 1 1 96px; max-width: 160px}
+.figures.small figure {flex: 1 1 160px; max-width: 200px}
 .figures img {width: 100%; image-rendering: pixelated; display: block}
 .figures figcaption {font-size: 0.85em; overflow-wrap: anywhere}
 #history img, #inside img {image-rendering: pixelated}
 .live progress {width: 100%}
+.live {min-height: 72px}
+.live .wrap {overflow: visible !important}
+.live .wrap .progress-text {left: 0; right: auto; transform: none; padding: 0; background: none}
+.live .waiting {padding-top: 28px}
+.live .pending {opacity: 1 !important}
 .live table {border-collapse: collapse}
 .live td, .live th {padding: 2px 12px 2px 0; text-align: right}
 .live td:first-child, .live th:first-child {text-align: left}
 #history .grid-wrap {max-height: none; height: auto; min-height: 0}
 #history .grid-container {grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) !important}
-@media (max-width: 480px) {.tab-container button {padding: 0 6px !important; font-size: 14px !important}}
+@media (max-width: 480px) {
+    .tab-container button {padding: 0 6px !important; font-size: 14px !important}
+    .figures figure, .figures.small figure {flex: 1 1 140px; max-width: calc(50% - 6px)}
+    .figures figure:only-child {max-width: 100%}
+    .live h4 {font-size: 1em}
+    #inside img {max-height: 220px; object-fit: contain}
+    #thumb {flex: 1 1 100%}
+    #history .grid-container {display: flex !important; overflow-x: auto}
+    #history .grid-container > * {flex: 0 0 88px}
+    #model {font-size: 0.9em}
+    .wide {display: none}
+}
 #thumb figure {max-width: 72px; flex: 0 0 72px}
 #thumb .figures {margin: 0; align-items: center}
 #editor .toolbar-wrap {left: 0 !important}
@@ -56,8 +74,16 @@ def get_parser() -> Parser:
     return parser
 
 
-def build(model, max_batch: int, chunk: int | None, visitors):
-    """Returns the page, a gradio.Blocks that is not launched yet. `visitors` is an `app_server.Visitors`."""
+def model_name(model: str) -> str:
+    """Returns the name of a model as --model gives it: of a folder, without the folders that it is in."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def build(model, name: str, max_batch: int, chunk: int | None, visitors):
+    """Returns the page, a gradio.Blocks that is not launched yet. `visitors` is an `app_server.Visitors`.
+
+    name  of the model, which the page shows
+    """
     import app_logic
     import gradio as gr
     from app_page import Page, show_errors
@@ -66,13 +92,18 @@ def build(model, max_batch: int, chunk: int | None, visitors):
 
     with gr.Blocks(title="FractalGen", analytics_enabled=False, delete_cache=(3600, 7200)) as blocks:
         page = Page(model, max_batch, chunk, visitors)
-        gr.Markdown("# FractalGen\nA generative model inside a generative model, down to the pixel.")
+        gr.HTML(
+            "<h1>FractalGen</h1>"
+            "<p class='wide'>A generative model inside a generative model, down to the pixel.</p>"
+            f"<p id='model'>{html.escape(describe(model, name))}</p>",
+            padding=False,
+        )
         with gr.Row():
             thumbnail = gr.HTML("<i>No image yet: generate or upload one.</i>", elem_id="thumb")
             file = gr.UploadButton(
-                "Upload an image", file_types=["image"], size="sm", elem_id="upload", scale=0, min_width=160
+                "Upload an image", file_types=["image"], size="sm", elem_id="upload", scale=0, min_width=140
             )
-            keep = gr.DownloadButton("Save this image", interactive=False, size="sm", scale=0, min_width=160)
+            keep = gr.DownloadButton("Save this image", interactive=False, size="sm", scale=0, min_width=140)
         for name, tab in TABS.items():
             with gr.Tab(name):
                 tab(page)
@@ -117,7 +148,9 @@ def launch(args: argparse.Namespace, wait: bool = True):
     if min(args.max_batch, args.max_queue, args.chunk or 1) < 1:
         raise UserError("--max_batch, --max_queue and --chunk must be at least 1")
     host, visitors = args.host.strip("[]"), Visitors()
-    blocks = build(load(args.model, args.device), args.max_batch, args.chunk, visitors)
+    blocks = build(
+        load(args.model, args.device), model_name(args.model), args.max_batch, args.chunk, visitors
+    )
     # Fonts of the browser, so that none is fetched from the network.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     blocks.queue(max_size=args.max_queue, default_concurrency_limit=4)

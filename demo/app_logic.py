@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from charts import bar_chart, enlarge, heat_map, outline
 from live import watch
+from pace import time_left
 from PIL import Image
 from torch import Tensor
 
@@ -23,7 +25,7 @@ from models.sampling.guidance import Guidance
 from models.sampling.options import check_steps
 from util.crop import center_crop_arr
 from util.errors import UserError
-from util.inputs import open_exact
+from util.inputs import open_image
 from util.pixels import to_pil
 
 # Colours of boxes: the patch that is followed, and its neighbours.
@@ -189,13 +191,15 @@ def upload(path: str | Path, side: int) -> tuple[Chosen, str]:
 
     A large image is cropped and scaled. A small one stays as it is, for uncropping.
     """
-    image, name = open_exact(path), Path(path).name
+    image, line = open_image(path)
+    name, done = Path(path).name, line.removeprefix(f"{path}: ")
     if image.size == (side, side):
-        return Chosen(image, name), "its pixels are as in the file"
+        return Chosen(image, name), done or "its pixels are as in the file"
+    done = f"{done}; " if done else ""
     if max(image.size) <= side:
         caption = f"{name}, {image.width} x {image.height}"
-        return Chosen(image, caption), f"it is smaller than {side} x {side}: you can uncrop it"
-    return Chosen(center_crop_arr(image, side), name), f"it was cropped and scaled to {side} x {side}"
+        return Chosen(image, caption), f"{done}it is smaller than {side} x {side}: you can uncrop it"
+    return Chosen(center_crop_arr(image, side), name), f"{done}it was cropped and scaled to {side} x {side}"
 
 
 def png(image: Image.Image) -> bytes:
@@ -237,11 +241,34 @@ def thumbnail(chosen: Chosen) -> str:
     return figures([figure(chosen.image), text])
 
 
-def canvas(step: int, num_steps: int, images: Tensor) -> str:
-    """Returns HTML of the growing canvas, normalised images (B, 3, H, W)."""
+def canvas(began: float, step: int, num_steps: int, images: Tensor) -> str:
+    """Returns HTML of the growing canvas, normalised images (B, 3, H, W), and of the time that is left.
+
+    began  when the drawing began, by time.monotonic()
+    """
     shown = figures([figure(image) for image in to_pil(images)], small=len(images) > 2)
     progress = f'<progress max="{num_steps}" value="{step + 1}"></progress>'
-    return f"{progress} step {step + 1} of {num_steps}{shown}"
+    left = time_left(time.monotonic() - began, (step + 1) / num_steps)
+    return f"{progress} step {step + 1} of {num_steps}{left}{shown}"
+
+
+def results(drawn: Sequence[Chosen]) -> str:
+    """Returns HTML of images that were drawn."""
+    return figures([figure(one.image, one.caption) for one in drawn], small=len(drawn) > 2)
+
+
+def before_and_after(before: Chosen, box: tuple[int, int, int] | None, drawn: Sequence[Chosen]) -> str:
+    """Returns HTML of an image and of what was drawn in its place.
+
+    box  (x, y, side) that was drawn again, and that is outlined; None: it is not a patch
+    """
+
+    def shown(one: Chosen, title: str) -> str:
+        image = enlarge(one.image) if box is None else outline(one.image, [(box, PATCH)], around=True)
+        return figure(image, title)
+
+    after = [shown(one, f"After, image {one.index}") for one in drawn]
+    return f"<p>{html.escape(drawn[0].caption)}</p>" + figures([shown(before, "Before"), *after], small=True)
 
 
 def with_new_random_numbers(model, chosen: Chosen, level: int, seed: int) -> dict:
@@ -260,7 +287,7 @@ def softmax_names(model) -> list[str]:
 def levels_to_redraw(model) -> list[tuple[str, int]]:
     """Returns the levels that can get new random numbers: a description and the level's number."""
     return [
-        (f"level {level}: order of patches, {name}; the other levels keep their random numbers", level)
+        (f"all that level {level} decides: order of patches, {name}", level)
         for level, name in enumerate(softmax_names(model))
     ]
 

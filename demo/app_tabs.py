@@ -1,16 +1,18 @@
 """The page's four tabs: their components, and what happens when they are used. app_logic.py does the work."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import app_logic as logic
 import gradio as gr
-from app_page import ONE_AT_A_TIME, Page, show_errors
+from app_page import ONE_AT_A_TIME, SCROLL, Page, show_errors
 from PIL import Image
 
 from util.errors import UserError
 
 MAX_COMPARED = 20  # classes
 MAX_ORDERS = 8
+REDRAWN = 3  # images of a patch that is drawn again
 
 
 def build_generate(page: Page) -> None:
@@ -23,7 +25,7 @@ def build_generate(page: Page) -> None:
                 run = gr.Button("Generate", variant="primary")
                 page.stop_button()
         with gr.Column(scale=2):
-            result = page.result()
+            result = page.result("generate")
 
     @show_errors
     def generate(request: gr.Request, history, class_value, number, seed, guidance, temperature, *steps):
@@ -32,11 +34,13 @@ def build_generate(page: Page) -> None:
         number = logic.check_number(number, 1, page.max_batch, "the number of images")
         events = logic.draw(page.model, label, number, options)
         asked = request, history, generate
-        for shown in page.stream(events, page.title(label), label, options, asked, generated=True):
+        stream = page.stream(events, page.title(label), label, options, asked, generated=True, number=number)
+        for shown in stream:
             history = shown[-1]
             yield *shown, history[0] if isinstance(history, list) else gr.skip()
 
-    page.on_press(run, generate, [menu, number, *settings], [*result, page.chosen])
+    inputs = [menu, number, *settings.values]
+    page.on_press(run, generate, inputs, [*result, page.chosen], settings.seed, settings.kept)
 
 
 def build_edit(page: Page) -> None:
@@ -52,7 +56,7 @@ def build_edit(page: Page) -> None:
                 run = gr.Button("Edit", variant="primary")
                 page.stop_button()
         with gr.Column(scale=2):
-            result = page.result()
+            result = page.result("edit")
     page.follow_image(editor)
     page.follow_class(menu)
 
@@ -70,16 +74,21 @@ def build_edit(page: Page) -> None:
         if smaller:
             position = (x, y) if by_box else [(page.side - length) // 2 for length in chosen.image.size]
             position = [logic.check_number(value, 0, page.side, "the box's x and y") for value in position]
+            share = 1 - chosen.image.width * chosen.image.height / page.side**2
             events = logic.extend(page.model, chosen.image, position, label, number, options)
         else:
             layers = drawing["layers"] if drawing else []
             mask = logic.region(by_box, (x, y, width, height), layers, page.side)
-            mask = ~mask if mode == logic.KEEP else mask
+            mask, share = (~mask if mode == logic.KEEP else mask), mask.mean()
+            if chosen.settings is None:
+                page.warn_if_unlike_training(request, chosen.image)
             events = logic.redraw(page.model, chosen.image, mask, label, number, options)
         asked = request, history, edit
-        yield from page.stream(events, f"edit, {page.title(label)}", label, options, asked)
+        drawn = dict(number=number, share=share)
+        yield from page.stream(events, f"edit, {page.title(label)}", label, options, asked, **drawn)
 
-    page.on_press(run, edit, [page.chosen, editor, mode, by_box, *box, menu, number, *settings], result)
+    inputs = [page.chosen, editor, mode, by_box, *box, menu, number, *settings.values]
+    page.on_press(run, edit, inputs, result, settings.seed, settings.kept)
 
 
 def region_components(page: Page) -> tuple[gr.ImageEditor, gr.Radio, gr.Checkbox, list[gr.Number]]:
@@ -109,27 +118,27 @@ def region_components(page: Page) -> tuple[gr.ImageEditor, gr.Radio, gr.Checkbox
 
 
 def build_inside(page: Page) -> None:
-    gr.Markdown(
-        "Click on the image, or give a pixel, to follow the patch of each level that holds this pixel. "
-        "The patch that is decided in this step is pink. The next level gets the outputs of this patch and "
-        "of its neighbours as conditions. A green neighbour was already known then, an orange one was not. "
-        "Violet pixels are not known yet."
+    gr.HTML(
+        "<details><summary>Click on a pixel to follow the patches that hold it.</summary>Pink: the patch "
+        "that is decided; its output and those of its neighbours are the next level's conditions. Green: a "
+        "neighbour that was known then. Orange: one that was not. Violet: pixels that are not known yet."
+        "</details>",
+        padding=False,
     )
     parts = inside_components(page)
-    with gr.Accordion("Drawn again", open=True):
-        result = page.result()
+    result = page.result("again")
     page.follow_image(parts.image)
 
     @show_errors
     def look(request: gr.Request, chosen, x, y):
         logic.check_chosen(chosen, page.side)
         pixel = page.pixel(x, y)
-        shown = page.compute(request, lambda: logic.look(page.model, chosen, pixel))
+        shown = page.compute(request, lambda: logic.look(page.model, chosen, pixel), passes=1)
         choices = [name for name, _ in logic.patches_to_redraw(page.model, pixel)]
         if chosen.generated:
             choices += [name for name, _ in logic.levels_to_redraw(page.model)]
-        radio = gr.Radio(choices=choices, value=choices[1], visible=True)
-        return shown, radio, gr.Button(interactive=True)
+        menu = gr.Dropdown(choices=choices, value=choices[1], visible=True)
+        return shown, menu, gr.Button(interactive=True)
 
     def clicked(event: gr.SelectData):
         zoom = logic.enlarge(Image.new("1", (page.side, page.side)), 512).width // page.side
@@ -155,9 +164,10 @@ def build_inside(page: Page) -> None:
         outputs=[parts.shown, parts.choice, parts.again],
         **ONE_AT_A_TIME,
     )
-    parts.run.click(**looked)
-    parts.image.select(clicked, None, parts.pixel).success(**looked)
-    page.on_press(parts.again, draw_again, [page.chosen, *parts.pixel, parts.choice, parts.seed], result)
+    parts.run.click(**looked).success(None, js=SCROLL % "places")
+    parts.image.select(clicked, None, parts.pixel).success(**looked).success(None, js=SCROLL % "places")
+    inputs = [page.chosen, *parts.pixel, parts.choice, parts.seed]
+    page.on_press(parts.again, draw_again, inputs, result, parts.seed, parts.kept)
 
 
 def inside_components(page: Page) -> SimpleNamespace:
@@ -172,13 +182,15 @@ def inside_components(page: Page) -> SimpleNamespace:
                     gr.Number(page.side // 2, label=name, precision=0, min_width=60) for name in ("x", "y")
                 ]
             run = gr.Button("Look inside", variant="primary")
-            choice = gr.Radio(label="Draw this again, and keep the rest", choices=[], visible=False)
-            seed = gr.Number(1, label="Seed", precision=0, minimum=0)
+            choice = gr.Dropdown(
+                label="Draw this again, and keep the rest", choices=[], filterable=False, visible=False
+            )
+            seed, kept = page.seed(1)
             again = gr.Button("Draw it again", interactive=False)
         with gr.Column(scale=3):
-            shown = gr.HTML(elem_classes="live")
+            shown = gr.HTML(elem_id="places", elem_classes="live")
     return SimpleNamespace(
-        image=image, pixel=pixel, run=run, choice=choice, seed=seed, again=again, shown=shown
+        image=image, pixel=pixel, run=run, choice=choice, seed=seed, kept=kept, again=again, shown=shown
     )
 
 
@@ -186,7 +198,10 @@ def draw_level_again(page: Page, chosen, level: int, name: str, options: dict, a
     """Draws a generated image with new random numbers for one level, and yields like `Page.stream`."""
     options = logic.with_new_random_numbers(page.model, chosen, level, options["seed"])
     events = logic.draw(page.model, chosen.label, 1, options, chosen.index)
-    yield from page.stream(events, name, chosen.label, options, asked, chosen.index, generated=True)
+    show = partial(logic.before_and_after, chosen, None)
+    yield from page.stream(
+        events, name, chosen.label, options, asked, chosen.index, generated=True, show=show
+    )
 
 
 def draw_patch_again(page: Page, chosen, box, name: str, options: dict, asked):
@@ -195,8 +210,10 @@ def draw_patch_again(page: Page, chosen, box, name: str, options: dict, asked):
         raise UserError("look inside this image first, then choose what to draw again")
     x, y, side = box
     mask = logic.box_mask(page.side, (x, y, side, side)).numpy()
-    events = logic.redraw(page.model, chosen.image, mask, chosen.label, min(4, page.max_batch), options)
-    yield from page.stream(events, f"again: {name}", chosen.label, options, asked)
+    drawn = dict(number=min(REDRAWN, page.max_batch), share=mask.mean())
+    events = logic.redraw(page.model, chosen.image, mask, chosen.label, drawn["number"], options)
+    show = partial(logic.before_and_after, chosen, None if mask.all() else box)
+    yield from page.stream(events, f"again: {name}", chosen.label, options, asked, **drawn, show=show)
 
 
 def build_likelihood(page: Page) -> None:
@@ -221,26 +238,30 @@ def build_likelihood(page: Page) -> None:
             )
             which = gr.Button("Which class?", visible=has_classes)
         with gr.Column(scale=2):
-            shown = gr.HTML(elem_classes="live")
+            shown = gr.HTML(elem_id="bits", elem_classes="live")
             share = gr.Label(label="p(class | image), equal priors", visible=has_classes)
     page.follow_class(menu)
+
+    def one_pass(chosen):
+        return lambda: page.model.log_likelihood(chosen.image, num_orders=1, progress_bar=False)
 
     @show_errors
     def likelihood(request: gr.Request, chosen, class_value, orders):
         logic.check_chosen(chosen, page.side)
         label = page.label(class_value)
         orders = logic.check_number(orders, 1, MAX_ORDERS, "the number of orders")
-        return page.compute(request, lambda: logic.likelihood(page.model, chosen, label, orders))
+        work = lambda: logic.likelihood(page.model, chosen, label, orders)  # noqa: E731
+        return page.compute(request, work, 2 * orders, one_pass(chosen))
 
     @show_errors
     def posterior(request: gr.Request, chosen, classes, orders):
         logic.check_chosen(chosen, page.side)
         orders = logic.check_number(orders, 1, MAX_ORDERS, "the number of orders")
-        return page.compute(
-            request, lambda: logic.posterior(page.model, chosen, classes, orders, MAX_COMPARED)
-        )
+        work = lambda: logic.posterior(page.model, chosen, classes, orders, MAX_COMPARED)  # noqa: E731
+        return page.compute(request, work, max(1, len(classes)) * orders, one_pass(chosen))
 
-    run.click(likelihood, [page.chosen, menu, orders], shown, **ONE_AT_A_TIME)
+    asked = run.click(likelihood, [page.chosen, menu, orders], shown, **ONE_AT_A_TIME)
+    asked.success(None, js=SCROLL % "bits")
     which.click(posterior, [page.chosen, compared, orders], share, **ONE_AT_A_TIME)
 
 

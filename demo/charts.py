@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+TITLE = 20  # height of a title in pixels
 CHANNELS = ((200, 40, 40), (40, 150, 40), (50, 80, 210))  # colours of the bars of R, G and B
 
 
@@ -13,6 +14,14 @@ def enlarge(image: Image.Image, side: int = 256) -> Image.Image:
     """Enlarges an image to at least `side` pixels of width, by a whole number: each pixel is a square."""
     zoom = max(1, -(-side // image.width))
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+
+
+def titled(image: Image.Image, title: str) -> Image.Image:
+    """Puts a line of text above an image, which is as wide as before; what does not fit is cut off."""
+    sheet = Image.new("RGB", (image.width, image.height + TITLE), "white")
+    ImageDraw.Draw(sheet).text((2, 3), title, fill="black", font_size=13)
+    sheet.paste(image, (0, TITLE))
+    return sheet
 
 
 def heat_map(values, high: float | None = None, low: float = 0.0, colours: str = "inferno") -> Image.Image:
@@ -30,17 +39,24 @@ def heat_map(values, high: float | None = None, low: float = 0.0, colours: str =
 
 
 def outline(
-    image: Image.Image, boxes: Sequence[tuple[tuple[int, int, int], str]], side: int = 256
+    image: Image.Image,
+    boxes: Sequence[tuple[tuple[int, int, int], str]],
+    side: int = 256,
+    around: bool = False,
 ) -> Image.Image:
     """Enlarges an image and draws the edges of boxes on it.
 
-    boxes  ((x, y, side), colour), in pixels of `image`; later boxes cover earlier ones
+    boxes   ((x, y, side), colour), in pixels of `image`; later boxes cover earlier ones
+    around  draws the edges around the boxes, so that all of their pixels stay visible
     """
     sheet = enlarge(image, side)
     zoom, draw = sheet.width // image.width, ImageDraw.Draw(sheet)
     for (x, y, size), colour in boxes:
-        corners = (x * zoom, y * zoom, (x + size) * zoom - 1, (y + size) * zoom - 1)
-        draw.rectangle(corners, outline=colour, width=max(2, min(4, size * zoom // 6)))
+        width = 3 if around else max(2, min(4, size * zoom // 6))
+        beyond = width if around else 0
+        first = x * zoom - beyond, y * zoom - beyond
+        last = (x + size) * zoom - 1 + beyond, (y + size) * zoom - 1 + beyond
+        draw.rectangle((first, last), outline=colour, width=width)
     return sheet
 
 

@@ -32,7 +32,7 @@ from PIL import Image
 from models import fractalgen
 from models.sampling.edit import box_mask
 from util import checkpoint
-from util.flags import make_writable
+from util.files import make_writable
 from util.pixels import make_sheet
 
 PER_CLASS = 8  # samples of each digit

@@ -31,8 +31,9 @@ from PIL import Image
 
 from models import fractalgen
 from models.fractalgen import FractalGen
+from models.hub.about import About
 from util import checkpoint
-from util.flags import make_writable
+from util.files import make_writable
 from util.pixels import make_sheet
 
 PER_CLASS = 6  # samples of each class
@@ -45,6 +46,8 @@ TRAINING = (
     "--proj_dropout 0 --label_drop_prob 0.1 --ema --ema_decay 0.995 --save_last_freq 1 "
     "--save_every_steps 250 --eval_freq 100"
 )
+TRAINED_ON = "Google's Noto emoji (1,939 images)"
+LIMITS = "Draws 32 px emoji; photographs need the published weights or your own."
 
 
 def train(data: Path, run: Path, epochs: int, retrain: bool) -> None:
@@ -53,14 +56,18 @@ def train(data: Path, run: Path, epochs: int, retrain: bool) -> None:
     run_main(f"{MODEL} {TRAINING} --epochs {epochs}", data_path=data, output_dir=run, resume=run)
 
 
-def save_model(run: Path, folder: Path) -> None:
-    """Saves a run's averaged weights, as float16 to halve the file; from_pretrained gives float32 again."""
+def save_model(run: Path, data: Path, folder: Path) -> None:
+    """Saves a run's averaged weights, as float16 to halve the file; from_pretrained gives float32 again.
+
+    With them goes what the model was trained on, measured on the held-out images in data/val.
+    """
     path = checkpoint.locate(run)
     model = fractalgen.build(
         NAME, class_num=len(CLASSES), attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.1
     )
     checkpoint.load_weights(model, checkpoint.load(path)["model_ema"], path)
     model.class_names = list(CLASSES)
+    model.about = About.of_model(model, read_split(data / "val")[0], TRAINED_ON, LIMITS)
     model.half().save_pretrained(folder)
 
 
@@ -154,7 +161,7 @@ def main() -> None:
     if args.model is None:
         train(data, run, args.epochs, args.retrain)
         model = folder / "model"
-        save_model(run, model)
+        save_model(run, data, model)
         plot_curve(run / "log.txt", "FractalMAR on Noto emoji", folder / "loss.png")
     else:
         model = args.model.resolve()

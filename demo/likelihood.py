@@ -16,13 +16,24 @@ from pathlib import Path
 
 import numpy as np
 from charts import heat_map
-from common import add_model_flags, check_output, crop_and_scale, make_parser, save_png
+from common import (
+    add_model_flags,
+    check_output,
+    crop_and_scale,
+    make_parser,
+    one_or_list,
+    read_image,
+    save_png,
+    whole_number,
+)
 
-from models.hub.classes import find_class
 from models.hub.zoo import load
+from models.sampling.labels import find_class
+from util.errors import naming
 from util.flags import Parser
-from util.inputs import open_exact
 from util.pixels import make_sheet
+
+FLAGS = {"num_inference_steps": "--num_iter", "num_orders": "--num_orders", "seed": "--seed"}
 
 
 def get_parser() -> Parser:
@@ -33,9 +44,17 @@ def get_parser() -> Parser:
     parser.add_argument(
         "--num_orders", type=int, default=4, help="random orders to average over, if the model has MAR levels"
     )
-    parser.add_argument("--num_iter", type=int, nargs="+", help="steps of each level; default: the model's")
     parser.add_argument(
-        "--classes", type=int, default=5, help="how many of the most probable classes to print; 0: none"
+        "--num_iter",
+        type=int,
+        nargs="+",
+        help="steps: one number, or one for each level; default: the model's",
+    )
+    parser.add_argument(
+        "--classes",
+        type=whole_number(0),
+        default=5,
+        help="how many of the most probable classes to print; 0: none",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=Path("likelihood.png"))
@@ -45,7 +64,7 @@ def get_parser() -> Parser:
 def main(arguments: list[str] | None = None) -> None:
     parser = get_parser()
     args = parser.parse_args(arguments)
-    with parser.one_line_errors(ValueError, OSError):
+    with parser.one_line_errors(ValueError, OSError), naming(FLAGS):
         run(args)
 
 
@@ -53,10 +72,15 @@ def run(args: argparse.Namespace) -> None:
     check_output("-o", args.output, ".png")
     model = load(args.model, args.device)
     side = model.img_size_list[0]
-    image = crop_and_scale(open_exact(args.image), side, args.image)
-    label = None if args.label is None else find_class(args.label, model.class_names, model.class_num)
+    image = crop_and_scale(read_image(args.image), side, args.image)
+    label = args.label
+    if label is not None:
+        label = find_class(label, model.class_names, model.class_num, "--label")
     settings = dict(
-        num_orders=args.num_orders, num_inference_steps=args.num_iter, seed=args.seed, progress_bar=False
+        num_orders=args.num_orders,
+        num_inference_steps=one_or_list(args.num_iter),
+        seed=args.seed,
+        progress_bar=False,
     )
 
     def log_likelihood(reduce: str, label: int | None = None):

@@ -18,14 +18,15 @@ from animation import Growth, check_can_write, save_animation
 from common import ROOT, add_model_flags, check_output, make_parser, save_png, whole_number
 from PIL import Image
 
-from models.hub.classes import class_title, find_class
+from models.hub.classes import class_title
 from models.hub.zoo import load
 from models.sampling.generate import is_out_of_memory
-from models.sampling.guidance import SCHEDULES, Guidance
-from models.sampling.options import check_steps
-from util.errors import UserError
+from models.sampling.guidance import SCHEDULES
+from models.sampling.labels import check_labels
+from models.sampling.options import FLAGS
+from util.errors import UserError, naming
 from util.files import check_writable
-from util.flags import Parser
+from util.flags import TEMPERATURE, Parser
 from util.pixels import make_sheet
 
 
@@ -47,7 +48,7 @@ def get_parser() -> Parser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cfg", type=float, help="guidance scale")
     parser.add_argument("--cfg_schedule", choices=SCHEDULES)
-    parser.add_argument("--temperature", type=float)
+    parser.add_argument("--temperature", type=float, help=TEMPERATURE)
     parser.add_argument(
         "--num_iter_list", type=numbers, help="steps of each level above the pixel, such as 64,16"
     )
@@ -77,25 +78,12 @@ def get_parser() -> Parser:
     return parser
 
 
-def check_settings(model, args: argparse.Namespace) -> dict:
-    """Returns the settings for `model.generate`. Raises UserError for one that is out of range."""
-    defaults = model.sampling_defaults
-    settings = dict(
-        guidance_scale=defaults.guidance_scale if args.cfg is None else args.cfg,
-        guidance_schedule=args.cfg_schedule or defaults.guidance_schedule,
-        temperature=defaults.temperature if args.temperature is None else args.temperature,
-    )
-    try:
-        Guidance.create(*settings.values(), defaults.filter_threshold, num_levels=len(model.generators))
-        check_steps(args.num_iter_list or defaults.num_inference_steps, len(model.generators))
-        if not 0 <= args.seed < 2**63:
-            raise ValueError(f"seed {args.seed} is out of range; it must be from 0 to 2**63 - 1")
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if not model.class_num:
-        settings["guidance_scale"] = None
+def settings_of(args: argparse.Namespace) -> dict:
+    """Returns the settings for `model.generate`; None stands for the model's default."""
     return dict(
-        **settings,
+        guidance_scale=args.cfg,
+        guidance_schedule=args.cfg_schedule,
+        temperature=args.temperature,
         num_inference_steps=args.num_iter_list,
         seed=args.seed,
         chunk=args.chunk,
@@ -158,9 +146,8 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     check_outputs(args)
     model = load(args.model, args.device)
-    settings = check_settings(model, args)
     if args.classes:
-        classes = [find_class(name, model.class_names, model.class_num) for name in args.classes]
+        classes = check_labels(model, args.classes, "--classes")
     else:
         classes = list(range(min(10, model.class_num))) or [None]
     side = model.img_size_list[0]
@@ -173,7 +160,8 @@ def run(args: argparse.Namespace) -> None:
         )
     labels = [label for label in classes for _ in range(args.num)]
     growth = Growth(args.num, zoom) if args.growth else None
-    images = draw(model, labels, settings, args.batch, growth)
+    with naming({**FLAGS, "seed": "--seed"}):
+        images = draw(model, labels, settings_of(args), args.batch, growth)
     row_labels = [] if classes == [None] else [class_title(label, model.class_names) for label in classes]
     save_png(args.sheet, make_sheet(images, args.num, zoom, row_labels))
     written = [args.sheet]

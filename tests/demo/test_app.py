@@ -1,6 +1,8 @@
 """The page's functions, and the page in headless Chromium, whose downloads must keep the known pixels."""
 
+import base64
 import io
+import re
 import shutil
 import socket
 import sys
@@ -67,6 +69,9 @@ def test_uploads_keep_pixels_unless_they_must_be_scaled(tmp_path):
     assert (np.asarray(small.image) == np.asarray(image(side=5))).all()
     assert (np.asarray(exact.image) == np.asarray(image())).all()
     assert large.image.size == (8, 8)
+    Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(tmp_path / "clear.png")
+    clear, said = logic.upload(tmp_path / "clear.png", 8)
+    assert (clear.image.getpixel((0, 0)), said) == ((255, 255, 255), "transparent pixels lie over white")
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"bad\.png"):
         logic.upload(tmp_path / "bad.png", 8)
@@ -130,6 +135,46 @@ def test_a_lack_of_memory_is_a_message_and_other_errors_are_not_hidden():
             fail(error)
     with pytest.raises(RuntimeError, match="a fault"):
         fail(RuntimeError("a fault"))
+
+
+def test_a_patch_that_was_drawn_again_is_outlined_beside_what_it_was(model):
+    white = Image.new("RGB", (8, 8), "white")
+    drawn = [logic.Chosen(white, "again, image 0", index=0), logic.Chosen(white, "again, image 1", index=1)]
+    before = logic.Chosen(white, "<b>before</b>")
+    shown = logic.before_and_after(before, (4, 2, 1), drawn)
+    assert re.findall("<figcaption>(.*?)</figcaption>", shown) == [
+        "Before",
+        "After, image 0",
+        "After, image 1",
+    ]
+    for data in re.findall('base64,([^"]*)"', shown):
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+        assert pixels.shape == (256, 256, 3)
+        assert (pixels[64:96, 128:160] == 255).all()  # all of the patch is visible
+        edge = pixels[62, 126:162]
+        assert (edge == edge[0]).all()
+        assert tuple(edge[0]) == (255, 45, 149)
+    pixels = [
+        base64.b64decode(data)
+        for data in re.findall('base64,([^"]*)"', logic.before_and_after(before, None, drawn))
+    ]
+    assert all((np.asarray(Image.open(io.BytesIO(one))) == 255).all() for one in pixels)
+
+
+def test_errors_name_files_without_their_folders_and_print_no_traceback(capsys):
+    gradio = pytest.importorskip("gradio", reason="pip install -e '.[app]'")
+    from app_page import show_errors
+
+    @show_errors
+    def fail():
+        raise UserError(
+            "/tmp/gradio/3f2/my image.png: cannot be read (no '/tmp/gradio/3f2/x.png'); bits/dim 8/16"
+        )
+
+    with pytest.raises(gradio.Error) as error:
+        fail()
+    assert error.value.message == "my image.png: cannot be read (no 'x.png'); bits/dim 8/16"
+    assert not error.value.print_exception
 
 
 def test_new_random_numbers_for_one_level_keep_those_of_the_others(model):
@@ -258,21 +303,26 @@ def address(model, tmp_path_factory):
     blocks.close()
 
 
-@pytest.fixture
-def browser(address):
+@pytest.fixture(scope="module")
+def chromium():
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     with playwright.sync_playwright() as api:
         path = CHROMIUM or api.chromium.executable_path
         if not Path(path).exists():
             pytest.skip("no Chromium: apt-get install chromium, or playwright install chromium")
-        opened = api.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        page = opened.new_page(viewport={"width": 1200, "height": 900})
-        page.set_default_timeout(WAIT)
         playwright.expect.set_options(timeout=WAIT)
+        yield api.chromium.launch(executable_path=path, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def browser(address, chromium):
+    """Yields a window of its own, with the page."""
+    with chromium.new_context(viewport={"width": 1200, "height": 900}) as context:
+        page = context.new_page()
+        page.set_default_timeout(WAIT)
         page.goto(address)
         page.get_by_role("button", name="Generate", exact=True).wait_for()
         yield page
-        opened.close()
 
 
 @pytest.mark.parametrize(
@@ -379,10 +429,10 @@ def download(page) -> list[np.ndarray]:
 def settled(browser, canvas) -> dict:
     """Waits until a canvas or image does not move any more, and returns where it lies."""
     seen = []
-    while len(seen) < 4 or any(place != seen[-1] for place in seen[-4:]):
-        browser.wait_for_timeout(500)
+    while len(seen) < 5 or any(place != seen[-1] for place in seen[-5:]):
+        browser.wait_for_timeout(100)
         seen.append(canvas.bounding_box())
-        assert len(seen) < 60
+        assert len(seen) < 300
     return seen[-1]
 
 
@@ -392,6 +442,8 @@ def test_generate_paint_edit_and_download(browser, model):
     press(browser, "Generate")
     expect(browser.locator("#thumb img")).to_be_visible()
     drawn = download(browser)
+    seed = browser.get_by_label("Seed").locator("visible=true")
+    expect(seed).not_to_have_value("0")  # a new one for the next press
     assert (np.stack(drawn) == model.generate([0] * 4, seed=0, output_type="np", progress_bar=False)).all()
 
     browser.locator("#history button").nth(2).click()
@@ -442,7 +494,8 @@ def test_upload_uncrop_look_inside_draw_again_and_compute_the_likelihood(browser
     browser.get_by_role("tab", name="Look inside").click()
     place = settled(browser, browser.locator("#inside img"))
     browser.locator("#inside img").click(position={"x": place["width"] * 0.7, "y": place["height"] * 0.3})
-    browser.get_by_label("the pixel", exact=True).check()
+    browser.get_by_label("Draw this again, and keep the rest").click()
+    browser.get_by_role("option", name="the pixel", exact=True).click()
     for name, value in (("x", "5"), ("y", "2")):
         expect(browser.get_by_label(name, exact=True).locator("visible=true")).to_have_value(value)
     press(browser, "Draw it again")
@@ -452,6 +505,7 @@ def test_upload_uncrop_look_inside_draw_again_and_compute_the_likelihood(browser
     rest[2, 5] = False
     assert (again[:, rest] == known[rest]).all()
     assert (again[:, 2, 5] != known[2, 5]).any()
+    assert browser.locator("#live-again figcaption").all_inner_texts()[:2] == ["Before", "After, image 0"]
 
     browser.get_by_role("tab", name="Likelihood").click()
     press(browser, "Compute the likelihood")
@@ -461,20 +515,58 @@ def test_upload_uncrop_look_inside_draw_again_and_compute_the_likelihood(browser
     expect(browser.locator("[data-testid=label-output-value]")).to_contain_text("(")
 
 
-def test_errors_are_messages_and_a_phone_needs_no_sideways_scrolling(browser, tmp_path):
+def test_a_seed_is_kept_or_diced(browser):
+    from playwright.sync_api import expect
+
+    seed = browser.get_by_label("Seed").locator("visible=true")
+    press(browser, "⚄ New seed")
+    expect(seed).not_to_have_value("0")
+    seed.fill("7")
+    browser.get_by_label("Keep it").locator("visible=true").check()
+    press(browser, "Generate")
+    expect(browser.locator("#live-generate figcaption").first).to_contain_text("seed 7, image 0")
+    press(browser, "Generate")
+    expect(browser.locator("#history button")).to_have_count(8)
+    expect(seed).to_have_value("7")
+
+
+def test_on_a_phone_the_result_comes_into_sight_and_look_inside_fits_three_screens(browser):
+    from playwright.sync_api import expect
+
+    browser.set_viewport_size({"width": 390, "height": 844})
+    result = browser.locator("#live-generate")
+    assert result.bounding_box()["y"] > 800
+    press(browser, "Generate")
+    expect(result.locator("figure").first).to_be_in_viewport()
+    expect(browser.locator("#thumb img")).to_be_visible()
+    browser.get_by_role("tab", name="Look inside").click()
+    press(browser, "Look inside")
+    expect(browser.locator("#places figure").first).to_be_in_viewport()
+    press(browser, "Draw it again")
+    expect(browser.locator("#live-again figcaption", has_text="After")).to_have_count(3)
+    assert browser.evaluate("document.documentElement.scrollHeight") <= 3 * 844
+
+
+def test_errors_are_messages_and_a_phone_needs_no_sideways_scrolling(browser, tmp_path, capfd):
     from playwright.sync_api import expect
 
     browser.set_viewport_size({"width": 390, "height": 800})
     (tmp_path / "bad.png").write_bytes(b"no image")
     browser.locator("#upload input[type=file], input[type=file]").first.set_input_files(tmp_path / "bad.png")
-    expect(browser.get_by_test_id("toast-body")).to_contain_text("cannot be read as an image")
+    message = "bad.png: cannot be read as an image (cannot identify image file 'bad.png')"
+    expect(browser.get_by_test_id("toast-body")).to_contain_text(message)  # no folder of this machine
     for name in ("Edit", "Look inside", "Likelihood", "Generate"):
         browser.get_by_role("tab", name=name).click()
         assert browser.evaluate("document.documentElement.scrollWidth") <= 390
     browser.get_by_role("tab", name="Likelihood").click()
     press(browser, "Compute the likelihood")
     expect(browser.get_by_test_id("toast-body").last).to_contain_text("there is no image yet")
-    assert "Traceback" not in browser.content()
+    browser.get_by_role("tab", name="Generate").click()
+    browser.get_by_label("Seed").locator("visible=true").fill("-5")
+    press(browser, "Generate")
+    expect(browser.get_by_test_id("toast-body").last).to_contain_text("the seed must be a whole number")
+    expect(browser.locator("#live-generate")).to_have_text("")
+    assert "Traceback" not in browser.content() + "".join(capfd.readouterr())
 
 
 def test_stop_a_second_press_or_leaving_ends_drawings_and_keeps_the_chosen_image(browser, endless, tmp_path):
@@ -492,7 +584,13 @@ def test_stop_a_second_press_or_leaving_ends_drawings_and_keeps_the_chosen_image
     other = browser.context.browser.new_page()
     other.goto(browser.url)
     press(other, "Generate")
-    expect(other.get_by_text("queue", exact=False).first).to_be_visible()
+    place = other.locator("#live-generate").get_by_text("queue: 1/1")
+    expect(place).to_be_visible()
+    assert place.evaluate(  # nothing hides it, not even its own box
+        "text => { const box = text.getBoundingClientRect();"
+        " return text === document.elementFromPoint(box.x + 5, box.y + box.height / 2)"
+        " || getComputedStyle(text.parentElement).overflow === 'visible' }"
+    )
     press(other, "Stop")
     press(browser, "Stop")
     endless.wait(begun=2, ended=2)  # the other page's drawing never begins

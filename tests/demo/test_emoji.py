@@ -37,7 +37,9 @@ def test_the_bundled_model_is_small_and_has_class_names_licence_and_guiding_pixe
     assert all(weight.dtype == torch.float32 for weight in model.state_dict().values())
     assert model.img_size_list[0] == emoji_data.SIDE
     assert model.config["guiding_pixel"]
+    assert (model.about.data, model.about.limits) == (emoji.TRAINED_ON, emoji.LIMITS)
     card = (zoo.BUNDLED / "README.md").read_text()
+    assert f"{model.about.bits_per_dim} bits/dim" in card
     for text in (emoji_data.PACKAGE, "Apache", "python demo/emoji.py"):
         assert text in card
 
@@ -165,8 +167,13 @@ def test_a_pixel_is_the_mean_of_four_over_white(tmp_path):
 def test_averaged_weights_are_saved_as_float16_and_loaded_as_float32(tmp_path):
     trained = fractalgen.build(emoji.NAME, class_num=len(emoji_data.CLASSES))
     torch.save({"model": {}, "model_ema": trained.state_dict()}, tmp_path / checkpoint.NAME)
-    emoji.save_model(tmp_path, tmp_path / "model")
+    (tmp_path / "data" / "val" / "face").mkdir(parents=True)
+    for name, colour in (("a", "white"), ("b", "red")):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "data" / "val" / "face" / f"{name}.png")
+    emoji.save_model(tmp_path, tmp_path / "data", tmp_path / "model")
     loaded = FractalGen.from_pretrained(tmp_path / "model")
+    assert loaded.about.limits == emoji.LIMITS
+    assert loaded.about.bits_per_dim == pytest.approx(8.5, abs=0.2)  # pixels 8, guiding pixels 8 / 16
     assert (tmp_path / "model" / "model.safetensors").stat().st_size < 12e6
     for name, weight in trained.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight.half().float())

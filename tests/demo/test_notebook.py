@@ -1,10 +1,15 @@
 """The notebook runs offline, only calls the library, and is stored with its outputs."""
 
 import ast
+import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
+
+from models.hub import zoo
 
 nbformat = pytest.importorskip("nbformat", reason="pip install nbformat nbclient ipykernel")
 nbclient = pytest.importorskip("nbclient", reason="pip install nbformat nbclient ipykernel")
@@ -27,8 +32,18 @@ def stored():
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
-def test_it_runs_offline_with_the_bundled_model_and_known_pixels_stay(stored, monkeypatch):
-    monkeypatch.delenv("FRACTALGEN_MODEL", raising=False)
+@pytest.fixture
+def quick_model(tmp_path):
+    """The bundled model, whose own settings are fewer steps: the notebook runs as a user runs it, but faster."""
+    folder = shutil.copytree(zoo.BUNDLED, tmp_path / "quick")
+    config = json.loads((folder / "config.json").read_text())
+    config["sampling_defaults"]["num_inference_steps"] = [8, 4]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_it_runs_offline_with_the_bundled_model_and_known_pixels_stay(stored, quick_model, monkeypatch):
+    monkeypatch.setenv("FRACTALGEN_MODEL", str(quick_model))
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name, value in dict(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1").items():
@@ -37,16 +52,34 @@ def test_it_runs_offline_with_the_bundled_model_and_known_pixels_stay(stored, mo
     notebook = nbformat.from_dict(stored)
     for cell in code_cells(notebook):
         cell.outputs = []
+    loading = next(cell for cell in code_cells(notebook) if "FRACTALGEN_MODEL" in cell.source)
+    forget = nbformat.v4.new_code_cell("del os.environ['FRACTALGEN_MODEL']")
+    notebook.cells += [forget, nbformat.from_dict(loading)]  # at last the model that a user gets
     nbclient.NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
     ).execute()
     text = "".join(output.get("text", "") for cell in code_cells(notebook) for output in cell.outputs)
     assert "the known pixels are the same: True" in text
+    assert f"This is {quick_model}." in text
     assert "This is the bundled model, since: fractalmar_in64 wants a GPU" in text
-    assert "3: 'face'" in text
+    assert "face, animal, button, clock" in text
     shown = [kind for cell in code_cells(notebook) for kind in kinds(cell)]
     assert shown.count("image/png") == 8  # canvas, three sheets of edits, likelihood, three of the inside
     assert shown.count("image/gif") == 1
+
+
+def test_readme_and_notebook_follow_the_address_of_the_repository(stored):
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (address,) = re.findall(r'^Repository = "(.*?)"', project, re.MULTILINE)
+    (said,) = re.findall(
+        r'^REPOSITORY = "(.*?)"', "\n".join(cell.source for cell in stored.cells), re.MULTILINE
+    )
+    assert said == address
+    opens = address.replace("https://github.com", "https://colab.research.google.com/github")
+    link = f"{opens}/blob/main/demo/run_fractalgen.ipynb"
+    for text in (stored.cells[0].source, (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert link in text
+        assert text.count("colab.research.google.com/github/") == 1
 
 
 def test_it_is_stored_with_outputs_of_all_cells_in_order_and_is_small(stored):
