@@ -13,9 +13,13 @@ from pathlib import Path
 import pytest
 
 import main_fractalgen
+from demo import edit, sample
 from models.fractalgen import PRESETS, FractalGen
 from models.hub import zoo
-from models.hub.classes import find_class
+from models.sampling.guidance import Guidance
+from models.sampling.labels import find_class
+from models.sampling.options import SamplingOptions
+from util.flags import TEMPERATURE
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("models", "evaluation", "util", "demo", "docs", "tests")
@@ -133,6 +137,17 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     assert (tmp_path / "face.png").exists()
     assert len(names["edited"]) == 4
     assert names["bits"].shape == (1, 32, 32)
+
+
+def test_one_sentence_says_what_the_temperature_does_wherever_it_is_explained():
+    """It is the reverse of other libraries."""
+    texts = [SamplingOptions.__doc__, Guidance.__doc__, FractalGen.sample.__doc__]
+    texts += [sample.get_parser().format_help(), edit.get_parser().format_help()]
+    texts += [main_fractalgen.get_args_parser("", (), (), ()).format_help()]
+    texts += [PAGES["docs/sampling.md"], PAGES["docs/format.md"], PAGES["docs/evaluation.md"]]
+    texts += [(ROOT / "demo" / "emoji_model" / "README.md").read_text(encoding="utf-8")]
+    for text in texts:
+        assert TEMPERATURE in " ".join(text.split())
 
 
 def headings(text: str) -> list[str]:

@@ -153,8 +153,8 @@ def test_without_a_reference_the_best_is_by_is_and_a_line_warns_of_it(tmp_path, 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("cfg=0.5,1", "cfg) 0.5 must be from 1"),
-        ("temperature=0", "temperature 0.0 must be above 0"),
+        ("cfg=0.5,1", "--cfg 0.5 must be a finite number from 1"),
+        ("temperature=0", "--temperature 0.0 must be a finite number above 0"),
         ("cfg=1,2 --class_num 0", "--cfg 2.0 needs classes"),
         ("cfg=1,2 --num_images 5", "--num_images 5 must be a multiple of --class_num 3"),
     ],
