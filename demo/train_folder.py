@@ -37,7 +37,7 @@ MODELS = (  # the largest first
     "fractalar_tiny_in64", "fractalar_tiny_in32", "fractalar_tiny_in16", "fractalmar_tiny_in8"
 )  # fmt: skip
 BATCHES = (64, 32, 16, 8, 4)  # the largest that allows MIN_STEPS; if none does, a smaller model is taken
-MIN_STEPS = 4000
+MIN_STEPS = 2000
 OVERHEAD = 0.85  # share of the time that is left for training, besides evaluation and checkpoints
 LOOKED_AT = 64  # images whose size is looked at
 PASSES = 8  # random masks an image, where bits per dimension are a bound

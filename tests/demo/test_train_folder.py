@@ -75,11 +75,12 @@ def test_a_step_is_measured_by_a_dry_run(images):
     ("side", "hours", "model", "batch"),
     [
         (8, 1, "fractalmar_tiny_in8", 64),
-        (40, 1, "fractalar_tiny_in32", 4),
-        (40, 0.25, "fractalar_tiny_in16", 4),
-        (40, 0.01, "fractalmar_tiny_in8", 16),
-        (500, 10, "fractalar_tiny_in64", 16),
-        (500, 1, "fractalar_tiny_in32", 4),
+        (40, 1, "fractalar_tiny_in32", 8),
+        (40, 0.3, "fractalar_tiny_in32", 4),
+        (40, 0.1, "fractalar_tiny_in16", 4),
+        (40, 0.01, "fractalmar_tiny_in8", 32),
+        (500, 10, "fractalar_tiny_in64", 32),
+        (500, 1, "fractalar_tiny_in32", 8),
         (500, 0.001, "fractalmar_tiny_in8", 4),
     ],
 )

@@ -54,8 +54,8 @@ def fill_in(args: argparse.Namespace, tiny_lr: float | None, num_images: int | N
 
     tiny_lr  AdamW's learning rate of a tiny model; None for other models, whose defaults are PUBLISHED
 
-    A tiny model is trained for about TINY_STEPS steps on batches of TINY_BATCH, warmed up for a twentieth of
-    them and averaged over about as many, and evaluated ten times.
+    A tiny model is trained for about TINY_STEPS steps on batches of TINY_BATCH, with a warm-up of a tenth of
+    them and an average over a twentieth, and is evaluated ten times.
     """
 
     def default(**values) -> None:
@@ -66,7 +66,7 @@ def fill_in(args: argparse.Namespace, tiny_lr: float | None, num_images: int | N
         steps = max(1, num_images // (args.batch_size * args.accum_iter * processes))
         default(epochs=math.ceil(TINY_STEPS / steps))
         default(
-            warmup_epochs=args.epochs / 20,
+            warmup_epochs=args.epochs / 10,
             ema_decay=round(1 - 1 / max(2, steps * args.epochs / 20), 5),
             eval_freq=math.ceil(args.epochs / 10),
             save_last_freq=math.ceil(args.epochs / 40),
