@@ -70,7 +70,7 @@ def test_training_lowers_the_loss_and_logs_all_numbers(images, tmp_path):
     assert [record["step"] for record in records] == [4, 8, 12, 16]
     assert records[0].keys() == {
         "step", "train/loss", "train/loss_guiding1", "train/loss_rgb", "train/lr", "train/grad_norm", "train/images_per_s",
-        "train/skipped_steps",
+        "train/skipped_steps", "train/memory_gib",
     }  # fmt: skip
     for record in records:
         parts = record["train/loss_guiding1"] + record["train/loss_rgb"]
