@@ -127,6 +127,13 @@ def test_a_run_is_evaluated_without_repeating_its_model(data, trained, tmp_path,
     assert (settings["model"], settings["class_num"]) == ("fractalar_tiny_in8", 3)
 
 
+def test_data_with_other_classes_than_the_run_are_refused(trained, tmp_path, capsys):
+    write_images(tmp_path / "val", 1)
+    shutil.rmtree(tmp_path / "val" / "class2")
+    evaluate = lambda: run("--device cpu --amp off --evaluate_nll", data_path=tmp_path, resume=trained)  # noqa: E731
+    assert_refused(evaluate, "val (class folders) has 2 classes but --class_num is 3", capsys)
+
+
 def test_a_trained_run_loads_as_a_model_with_the_names_of_its_folders(trained):
     model = FractalGen.from_pretrained(trained)
     assert model.class_names == ("class0", "class1", "class2")

@@ -33,7 +33,12 @@ def goes_on(args: argparse.Namespace) -> bool:
 
 
 def choose_preset(args: argparse.Namespace, source: Source | None) -> None:
-    """Fills in the name of the model, which may be that of `source`, and what the name decides."""
+    """Fills in the name of the model, which may be that of `source`, and what the name decides.
+
+    The number of classes is that of the weights that --resume holds, where it is known.
+    """
+    if args.class_num is None and goes_on(args) and source.config is not None:
+        args.class_num = source.config.get("class_num")
     if args.model is None and source is not None and source.config is not None:
         if (name := source.preset) is None:
             raise UserError(f"{source.config_path}: its architecture is that of no --model NAME; see --help")
