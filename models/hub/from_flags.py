@@ -37,8 +37,8 @@ def choose_preset(args: argparse.Namespace, source: Source | None) -> None:
 
     The number of classes is that of the weights that --resume holds, where it is known.
     """
-    if args.class_num is None and goes_on(args) and source.config is not None:
-        args.class_num = source.config.get("class_num")
+    if args.class_num is None and goes_on(args):
+        args.class_num = source.class_num
     if args.model is None and source is not None and source.config is not None:
         if (name := source.preset) is None:
             raise UserError(f"{source.config_path}: its architecture is that of no --model NAME; see --help")
@@ -63,8 +63,8 @@ def settle(args, source: Source | None, data: dict[str, ImageDataset], processes
     classes = next((dataset.classes for dataset in data.values()), None)
     if args.class_num is None and classes is not None:
         args.class_num = len(classes)
-    if args.class_num is None:
-        args.class_num = known.get("class_num")
+    if args.class_num is None and source is not None:
+        args.class_num = source.class_num
     args.class_names = (classes or None) if "train" in data else known.get("class_names")
     num_images = len(data["train"]) if "train" in data else None
     fill_in(args, fractalgen.PRESETS[args.model].lr, num_images, processes)

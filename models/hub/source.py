@@ -14,7 +14,7 @@ from models.hub.classes import imagenet_names
 from models.hub.presets import PRESETS
 from models.sampling.options import SamplingOptions
 from util import checkpoint, download
-from util.errors import UserError, reading
+from util.errors import UserError, one_line, reading
 from util.run.folder import SETTINGS
 
 # the fields of SamplingOptions that config.json holds as "sampling_defaults"
@@ -49,6 +49,14 @@ class Source:
             return None
         alike = lambda preset: all(self.config.get(k) == v for k, v in preset.arguments.items())  # noqa: E731
         return next((name for name, preset in PRESETS.items() if alike(preset)), None)
+
+    @property
+    def class_num(self) -> int | None:
+        """The config's number of classes, where it is known. Raises UserError if it is no number."""
+        number = (self.config or {}).get("class_num")
+        if number is not None and type(number) is not int:
+            raise UserError(f"{self.config_path}: class_num {one_line(repr(number))} must be a whole number")
+        return number
 
     def weights(self) -> dict[str, Tensor]:
         """The weights; of a checkpoint with averaged weights, these. Raises UserError."""

@@ -41,3 +41,8 @@ def test_an_architecture_without_a_name_needs_one():
 def test_without_anything_it_is_the_published_default():
     args = settled()
     assert (args.model, args.class_num, args.img_size, args.ema) == ("fractalmar_in64", 1000, 64, None)
+
+
+def test_a_number_of_classes_that_is_none_is_named():
+    with pytest.raises(UserError, match=r"config.json: class_num 'many' must be a whole number"):
+        settled(config={**PRESETS["fractalmar_tiny_in8"].arguments, "class_num": "many"})
