@@ -20,7 +20,6 @@ from util import dist
 from util.data.loader import ImageLoader
 from util.dist import World
 from util.errors import UserError
-from util.pixels import normalize
 from util.run import plan
 from util.run.folder import sole_run
 from util.run.meters import PeakMemory, RunLog, Window
@@ -117,10 +116,10 @@ def train_step(
     Returns its mean loss and the unclipped gradient norm. Where that norm is not finite, on whichever
     process, no weight changes; the device decides it without the host.
     """
-    mean_loss = 0.0
+    mean_loss, alphabet = 0.0, getattr(model, "module", model).alphabet
     for micro in range(recipe.accum_iter):
         values, labels, _ = next(batches)
-        images = normalize(values.to(device, non_blocking=True))
+        images = alphabet.normalize(values.to(device, non_blocking=True))
         labels = labels.to(device, non_blocking=True)
         accumulate = isinstance(model, DistributedDataParallel) and micro + 1 < recipe.accum_iter
         with model.no_sync() if accumulate else nullcontext():
@@ -149,10 +148,11 @@ def seconds_per_step(
     """Measures an optimiser step of one process, on random images (see `plan.measure`). Changes the model."""
     model.train()
     optimizer, scaler = make_optimizer(model, recipe), torch.amp.GradScaler(device.type, enabled=False)
-    one, side = replace(recipe, accum_iter=1), model.img_size_list[0]
+    one, alphabet = replace(recipe, accum_iter=1), model.alphabet
 
     def step(images: int) -> None:
-        values = torch.randint(256, (images, 3, side, side), dtype=torch.uint8)
+        shape = images, alphabet.channels, *model.image_shape
+        values = torch.randint(alphabet.num_values, shape, dtype=alphabet.dtype)
         batches = iter([(values, torch.zeros(images, dtype=torch.int64), None)])
         loss, _ = train_step(model, batches, optimizer, scaler, one, Window(device), device, autocast)
         loss.item()  # sync

@@ -26,12 +26,21 @@ from evaluation.score import scorer_of_flags
 from models import fractalgen
 from models.fractalgen import FractalGen
 from models.hub import finetune
-from models.hub.from_flags import build_model, check, choose_preset, goes_on, origin, sampling_options, settle
+from models.hub.from_flags import (
+    build_model,
+    check,
+    choose_preset,
+    goes_on,
+    open_split,
+    origin,
+    sampling_options,
+    settle,
+)  # fmt: skip
 from models.hub.source import Source
 from models.sampling.guidance import SCHEDULES
 from models.sampling.precision import choose_model_amp
 from util import checkpoint, dist, precision
-from util.data.loader import ImageDataset, ImageLoader, make_loader, open_dataset
+from util.data.loader import ImageDataset, ImageLoader, make_loader
 from util.errors import UserError
 from util.files import make_writable, sha256, write_json
 from util.flags import from_flags, get_args_parser, provenance
@@ -90,18 +99,18 @@ def run(args: argparse.Namespace) -> None:
         return {**scores, "num_bad_images": loader.report_bad(say)}
 
     def generate(model: FractalGen, folder: Path, cell: dict | None = None, step: int = 0) -> dict:
-        """Numbered PNGs in `folder`, of a `step` of training, and their scores if there is a reference."""
+        """Numbered images in `folder`, of a `step` of training, and their scores if there is a reference."""
         own = argparse.Namespace(**{**vars(args), **(cell or {})})
         return engine.evaluate(
             model, folder, sampling_options(own), scorer=scorer, run=provenance(own), step=step,
             num_images=args.num_images, batch_size=args.gen_bsz, seed=args.seed, world=world,
-            classes=args.class_labels,
-            say=lambda line: print(line, file=sys.stderr),
+            classes=args.class_labels, say=lambda line: print(line, file=sys.stderr),
         )  # fmt: skip
 
     if args.evaluate_nll or args.evaluate_gen or args.sweep:
         evaluate(args, model, data, output_dir, device, world, measure, generate, computing)
-        if args.evaluate_gen and scorer is None and world.is_main:
+        unscored = scorer is None and model.alphabet.is_image(model.image_shape)
+        if args.evaluate_gen and unscored and world.is_main:
             print(f"no --fid_stats: the images are not scored; {where_from(args.img_size)}", file=sys.stderr)
     else:
         train(args, model, source, data, output_dir, device, autocast, world, measure, generate, computing)
@@ -124,8 +133,7 @@ def dry_run(
     report = {**provenance(args), **cost_report(model, args.batch_size, sampling_options(args))}
     if data:
         gib = report["training_gib_in_float32"]["largest peak"]
-        plan = make_plan(args, data["train"], data["val"], world.size)
-        plan = replace(plan, gib=gib)
+        plan = replace(make_plan(args, data["train"], data["val"], world.size), gib=gib)
         if gib < (free := free_gib(device)):
             with device:
                 model = build_model(args)
@@ -152,14 +160,6 @@ def set_amp(args, model: FractalGen, device: torch.device, world: dist.World) ->
 
 def recipe_of(args) -> engine.Recipe:
     return from_flags(engine.Recipe, args, ema_decay=args.ema_decay if args.ema else None)
-
-
-def open_split(args, split: str, world: dist.World) -> ImageDataset:
-    """The images of "train" or "val"."""
-    return open_dataset(
-        Path(args.data_path), split, args.img_size, class_num=args.class_num, seed=args.seed, flip=args.flip,
-        shift=args.shift, strict=args.strict_data, world=world, num_workers=args.num_workers or 0,
-    )  # fmt: skip
 
 
 def open_loader(args, dataset: ImageDataset, batch_size: int, device, world: dist.World) -> ImageLoader:

@@ -1,6 +1,6 @@
 """Counts operations on meta tensors, so that nothing is computed (paper, 4.1, its table of costs).
 
-All functions take a model on the meta device. Lists of operations are by level, the RGB head last.
+All functions take a model on the meta device. Lists of operations are by level, the head last.
 """
 
 from collections import defaultdict
@@ -15,6 +15,7 @@ from models.fractalgen import FractalGen
 from models.generator import Generator, Mask
 from models.likelihood.inside import softmax_heads
 from models.noise import COUNT, Noise
+from models.pixelloss import last_term
 from models.sampling.canvas import Batch, LevelSampler
 from models.sampling.generate import build_sampler
 from models.sampling.guidance import Guidance
@@ -51,7 +52,7 @@ def forward_cost(model: FractalGen) -> tuple[list[int], list[int]]:
         num_images *= spec.num_patches
     *_, head = softmax_heads(model)
     cond = torch.empty(num_images, head.cond_proj.in_features, device="meta")
-    tokens = torch.empty(num_images, 3, head.cond_proj.out_features, device="meta")
+    tokens = torch.empty(num_images, model.alphabet.channels, head.cond_proj.out_features, device="meta")
     flops.append(count_flops(lambda: (head.cond_proj(cond), head.run(tokens))).get_total_flops())
     return flops, entries
 
@@ -62,7 +63,7 @@ def patches_in_training(generator: Generator) -> int:
     """
     spec, n = generator.spec, 64
     noise = Noise.of_images(0, range(n), (spec.img_size, spec.patch_size))
-    noise.maps[0][:, COUNT] = ((torch.arange(n) + 0.5) / n).view(n, 1, 1, 1)
+    noise.maps[0][:, COUNT] = ((torch.arange(n) + 0.5) / n).view(n, *[1] * (1 + len(spec.grid)))
     mask = generator.draw_mask(noise, train=True)
     return spec.num_patches if mask is None else round(len(mask.rows) / n)
 
@@ -71,13 +72,13 @@ def masked_forward(
     model: FractalGen, patches: Sequence[int], batch_size: int = 1
 ) -> Callable[[], torch.Tensor]:
     """The forward pass on meta tensors where each image of a level passes down so many `patches`."""
-    side, masks = model.img_size_list[0], []
+    shape, masks = (batch_size, model.alphabet.channels, *model.image_shape), []
     with torch.device("meta"):
         images = accumulate(patches, mul, initial=batch_size)  # of each level
         for generator, (above, below) in zip(model.generators, pairwise(images), strict=True):
             masked = torch.ones(above, generator.spec.num_patches, dtype=torch.bool)
             masks.append(Mask(masked, torch.empty(below, dtype=torch.long)))
-        batch, labels = torch.empty(batch_size, 3, side, side), torch.empty(batch_size, dtype=torch.long)
+        batch, labels = torch.empty(shape), torch.empty(batch_size, dtype=torch.long)
     return lambda: model(batch, labels, masks=masks)
 
 
@@ -89,17 +90,17 @@ def training_flops(model: FractalGen) -> list[int]:
     """
     patches = [patches_in_training(generator) for generator in model.generators]
     counts = count_flops(masked_forward(model, patches)).get_flop_counts()
-    *levels, rgb = (f"FractalGen{'.next_fractal' * level}" for level in range(len(patches) + 1))
-    return [sum(counts[name].values()) for name in (*(f"{level}.generator" for level in levels), rgb)]
+    *levels, last = (f"FractalGen{'.next_fractal' * level}" for level in range(len(patches) + 1))
+    return [sum(counts[name].values()) for name in (*(f"{level}.generator" for level in levels), last)]
 
 
 def sampling_cost(model: FractalGen, options: SamplingOptions) -> tuple[list[int], dict[str, int]]:
     """Operations of sampling one image, and how often each network is called.
 
-    A guiding head's operations are among its level's. The networks are "level0", "guiding1", …, "rgb". One is
-    called once for all images of a step, so as often for a batch as for one image; the three channels of a
-    head are one call. Of the guidance scale only counts whether it is 1. The cost is measured with one block
-    and with two at every level: each further block costs as much as the second.
+    A guiding head's operations are among its level's. The networks are "level0", "guiding1", …, and "rgb" or
+    "cell". One is called once for all images of a step, so as often for a batch as for one image; the
+    channels of a head are one call. Of the guidance scale only counts whether it is 1. The cost is measured
+    with one block and with two at every level: each further block costs as much as the second.
     """
     depths = model.arguments["num_blocks_list"]
     found = []
@@ -119,9 +120,10 @@ def _sampling_cost(model: FractalGen, options: SamplingOptions) -> tuple[list[in
     with torch.device("meta"), torch.no_grad():
         sampler = build_sampler(model, Setup(model.generator.dtype, options))
     flops, calls, num_images, num_calls = [], {}, 1, 1
+    channels = model.alphabet.channels
     for level, num_iter in enumerate(options.num_inference_steps):
         spec = sampler.generator.spec
-        noise = Noise.of_images(0, [0], model.img_size_list[level:], device="meta")
+        noise = Noise.of_images(0, [0], model.shapes[level:], "meta", channels)
         of_one, steps = _level_flops(sampler, num_iter, guidance, noise)
         if spec.guiding_pixel:
             calls[f"guiding{level}"] = num_calls
@@ -131,9 +133,9 @@ def _sampling_cost(model: FractalGen, options: SamplingOptions) -> tuple[list[in
         num_images *= spec.num_patches
         sampler = sampler.child
     cond = torch.empty(1 + guidance.doubled, sampler.cond_proj.transposed.shape[0], device="meta")
-    noise = Noise([torch.empty(1, 5, 1, 1, device="meta")])
-    rgb = count_flops(lambda: sampler.sample(Batch([cond], guidance, noise)))
-    return [*flops, num_images * rgb.get_total_flops()], {**calls, "rgb": num_calls}
+    noise = Noise([torch.empty(1, COUNT.stop + channels, *[1] * len(spec.grid), device="meta")])
+    last = count_flops(lambda: sampler.sample(Batch([cond], guidance, noise)))
+    return [*flops, num_images * last.get_total_flops()], {**calls, last_term(channels): num_calls}
 
 
 def _level_flops(sampler: LevelSampler, num_iter: int, guidance: Guidance, noise: Noise) -> tuple[int, int]:

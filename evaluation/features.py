@@ -15,13 +15,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from evaluation.inception import Inception
-from evaluation.npz import Npz
 from util import dist
+from util.data.decode import to_mode
 from util.data.folders import images_below, without_classes
 from util.data.loader import open_split
+from util.data.npz import Npz
 from util.data.source import Source
 from util.dist import World
 from util.errors import UserError
+from util.pixels import RGB, Alphabet
 
 # Images in a batch, as in torch-fidelity. A batch holds the same images whatever the number of processes,
 # so that the features are the same too.
@@ -39,13 +41,17 @@ class NpzImages(Source):
             raise UserError(f"{npz.path}: images must be arr_0, uint8 (N, H, W, 3), but arr_0 is {found}")
         super().__init__(f"npz images of {shape[2]} x {shape[1]} px", np.zeros(shape[0]), [])
         self.path, self.rows = npz.path, npz.array("arr_0")
-        self.img_size = shape[1] if shape[1] == shape[2] else None
+        self.shape = shape[1:3] if shape[1] == shape[2] else None
 
     def name(self, index: int) -> str:
         return f"{self.path}: image {index}"
 
-    def image(self, index: int) -> Image.Image:
-        return Image.fromarray(self.rows[index])
+    def check(self, shape: tuple[int, ...], alphabet: Alphabet) -> None:
+        if self.shape not in (None, shape):
+            raise UserError(f"these {self.kind} are not of {shape[0]} px; give --img_size {self.shape[0]}")
+
+    def image(self, index: int, mode: str = "RGB") -> Image.Image:
+        return to_mode(Image.fromarray(self.rows[index]), mode)
 
 
 def open_images(path: Path, split: str | None = None) -> Source:
@@ -71,17 +77,17 @@ class Prepared(Dataset):
     """
 
     def __init__(self, source: Source, size: int | None):
-        self.source, self.size = source, size or source.img_size
-        if source.img_size not in (None, self.size):
-            raise UserError(f"these {source.kind} are not of {size} px; give --img_size {source.img_size}")
-        self.first = None if self.size else source.image(0).size
+        self.source, self.shape = source, (size, size) if size else source.shape
+        if self.shape:
+            source.check(self.shape, RGB)
+        self.first = None if self.shape else source.image(0).size
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Tensor, bytes]:
-        if self.size:
-            values = self.source.crop(index, self.size)
+        if self.shape:
+            values = self.source.cells(index, self.shape, RGB)
         else:
             image = self.source.image(index)
             if image.size != self.first:

@@ -1,4 +1,7 @@
-"""A folder of numbered images that processes, and jobs on other machines, draw together, each image once."""
+"""A folder of numbered images that processes, and jobs on other machines, draw together, each image once.
+
+An image is a PNG file, or a .npy file of values (*shape, C) where it is no image of 8 bits.
+"""
 
 import json
 import shutil
@@ -7,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image
 
@@ -25,12 +29,13 @@ class Gallery:
     settings  all that decides the images; raises UserError for a folder that was begun with other settings
     notes     what else the manifest shall say of the run that began the folder
     unit      images that a process claims at once; the run that began the folder decides
+    kind      "png", or "npy" for arrays
     """
 
-    def __init__(self, folder: Path, number: int, settings: dict, notes: dict, unit: int):
-        self.folder, self.number = folder, number
+    def __init__(self, folder: Path, number: int, settings: dict, notes: dict, unit: int, kind: str = "png"):
+        self.folder, self.number, self.kind = folder, number, kind
         folder.mkdir(parents=True, exist_ok=True)
-        path, images = folder / MANIFEST, {image.name for image in folder.glob("*.png")}
+        path, images = folder / MANIFEST, {image.name for image in folder.glob(f"*.{kind}")}
         settings = json.loads(
             json.dumps({"num_images": number, **settings})
         )  # lists for tuples, as in the file
@@ -61,7 +66,7 @@ class Gallery:
         self.finished: set[int] = set()
 
     def path(self, index: int) -> Path:
-        return self.folder / f"{index:05d}.png"
+        return self.folder / f"{index:05d}.{self.kind}"
 
     def missing(self, indices: Sequence[int]) -> list[int]:
         """Returns the `indices` whose image is missing, or incomplete, as a power failure may leave it."""
@@ -71,7 +76,7 @@ class Gallery:
 
     def fill(
         self,
-        draw: Callable[[list[int]], Sequence[Image.Image]],
+        draw: Callable[[list[int]], Sequence[Image.Image | np.ndarray]],
         batch_size: int,
         begin_at: float = 0.0,
         watch: Callable[[int], None] = lambda finished: None,
@@ -100,14 +105,20 @@ class Gallery:
         watch(self.number)
         return drawn
 
-    def _save(self, batch: list[int], draw: Callable[[list[int]], Sequence[Image.Image]]) -> None:
+    def _save(
+        self, batch: list[int], draw: Callable[[list[int]], Sequence[Image.Image | np.ndarray]]
+    ) -> None:
         for index, image in zip(batch, draw(batch), strict=True):
             path = self.path(index)
             with (
                 reading(path, "cannot be written", "; the others are complete, start again"),
                 atomic_write(path, durable=False) as temporary,
             ):
-                image.save(temporary, "PNG")
+                if self.kind == "png":
+                    image.save(temporary, "PNG")
+                else:
+                    with open(temporary, "wb") as file:  # given a name, NumPy would append .npy to it
+                        np.save(file, image, allow_pickle=False)
 
     @contextmanager
     def _claim(self, name: str, patience: float = 0, unit: range = range(0)) -> Iterator[bool]:
@@ -132,7 +143,7 @@ class Gallery:
         try:
             if lock.is_locked:
                 paths = {self.path(index) for index in unit}
-                for stale in self.folder.glob("*.png.*.tmp"):
+                for stale in self.folder.glob(f"*.{self.kind}.*.tmp"):
                     if stale.with_suffix("").with_suffix("") in paths:  # left by a process that was killed
                         stale.unlink(missing_ok=True)
             yield granted
@@ -146,8 +157,11 @@ class Gallery:
 
 def _is_complete(path: Path) -> bool:
     try:
+        if path.suffix == ".npy":
+            np.lib.format.open_memmap(path, mode="r")  # fails where the file is shorter than it says
+            return True
         with open(path, "rb") as file:
             file.seek(-len(END_OF_PNG), 2)
             return file.read() == END_OF_PNG
-    except OSError:  # missing, or shorter than that
+    except (OSError, ValueError):  # missing, or shorter than that
         return False

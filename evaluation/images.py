@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,15 +20,16 @@ from models.sampling.generate import is_out_of_memory
 from models.sampling.options import SamplingOptions
 from models.sampling.precision import sampling_dtype
 from util import dist
+from util.data.decode import to_mode
 from util.dist import World
 from util.errors import UserError
-from util.pixels import make_sheet, to_pil
+from util.pixels import Alphabet, make_sheet
 from util.run.meters import PeakMemory
 
 # arguments of a model, and sampling options, that decide no image
 OF_TRAINING = ("label_drop_prob", "attn_dropout", "proj_dropout", "r_weight", "grad_checkpointing")
 OF_COMPUTING = ("chunk", "compiled", "watch_levels", "amp")
-SHEET_PIXELS = 96  # the least side of an image on a sheet for a person
+SHEET_PIXELS = 96  # the least width of an image on a sheet for a person
 
 
 @torch.no_grad()
@@ -48,13 +50,13 @@ def evaluate(
     say: Callable[[str], None] = print,
 ) -> dict[str, float | None]:
     """Writes `folder`/00000.png, 00001.png, …, `num_images` of them; images that are there are not sampled
-    again.
+    again. What is no image of 8 bits is written as arrays (*shape, C) of values, in 00000.npy, 00001.npy, ….
 
     Image i depends only on (weights, options, seed, i), whichever process or job samples it
     (evaluation/gallery.py).
 
     classes  the same number of images of each, in this order; default: all
-    scorer   scores the images, in `folder`/metrics.json and beside the folder for TensorBoard
+    scorer   scores the images, in `folder`/metrics.json and beside the folder for TensorBoard; not for arrays
     run      settings, versions and commit of this run (util.flags.provenance), for manifest and scores
     step     of the training, for the scores
     say      called with a line where memory ran out, which says what was done about it
@@ -62,6 +64,11 @@ def evaluate(
     Returns the number of images, how many of them this job sampled, its seconds an image, the largest memory
     of a process, and the scores. Raises UserError where the folder was begun with other weights or settings.
     """
+    is_image = model.alphabet.is_image(model.image_shape)
+    if scorer is not None and not is_image:
+        raise UserError(
+            "only images of 8 bits have scores, and this model draws none; leave out --fid_stats and --sweep"
+        )
     classes = list(range(model.class_num)) if classes is None else classes
     of_each = classes or [0]
     labels = [of_each[i * len(of_each) // num_images] for i in range(num_images)]
@@ -72,7 +79,7 @@ def evaluate(
     decisive |= {"weights_sha256": fingerprint(model.state_dict())}
     notes = {"chunk": options.chunk, "compiled": options.compiled, "begun_by": run}
     unit = min(batch_size, -(-num_images // world.size))
-    gallery = Gallery(folder, num_images, decisive, notes, unit)
+    gallery = Gallery(folder, num_images, decisive, notes, unit, "png" if is_image else "npy")
     drawer = Drawer(model, labels, options, seed, say)
     began, peak = time.perf_counter(), PeakMemory(device)
     shown = None if progress_bar and world.is_main else True  # None: a bar only on a terminal
@@ -102,7 +109,7 @@ class Drawer:
         self.model, self.labels, self.options, self.seed = model, labels, options, seed
         self.say = say
 
-    def __call__(self, indices: Sequence[int]) -> list[Image.Image]:
+    def __call__(self, indices: Sequence[int]) -> Sequence[Image.Image | np.ndarray]:
         while True:
             try:
                 labels = [self.labels[i] for i in indices]
@@ -128,18 +135,16 @@ def draw(
     indices: Sequence[int],
     options: SamplingOptions,
     seed: int,
-) -> list[Image.Image]:
-    """RGB images number `indices` of `seed` for class `labels`; without classes unconditional ones."""
-    images = model.generate(
+) -> Sequence[Image.Image | np.ndarray]:
+    """Images number `indices` of `seed` for class `labels`, or unconditional ones, as `generate` has them."""
+    return model.generate(
         labels if model.class_num else None,
         num_images=len(indices),
         seed=seed,
         indices=indices,
-        output_type="pt",
         progress_bar=False,
         **asdict(options),
     )
-    return to_pil(images)
 
 
 def draw_sheet(
@@ -148,12 +153,22 @@ def draw_sheet(
     """Samples 16 images for a person to look at, of classes that are spread over all of the model's.
 
     Each is enlarged to at least SHEET_PIXELS and has the name of its class, or its number where there are no
-    names. `title` is written above them.
+    names. `title` is written above them. `as_grey` draws what is no image.
     """
     labels = [i * max(model.class_num, 1) // 16 for i in range(16)]
-    images = draw(model, labels, range(16), options, seed)
+    drawn = draw(model, labels, range(16), options, seed)
+    images = [to_mode(x) if isinstance(x, Image.Image) else as_grey(x, model.alphabet) for x in drawn]
     captions = [class_title(label, class_names) for label in labels] if model.class_num else ()
-    return make_sheet(images, 4, zoom=-(-SHEET_PIXELS // images[0].width), captions=captions, title=title)
+    zoom = -(-SHEET_PIXELS // min(images[0].width, 3 * images[0].height))  # no strip is thin
+    return make_sheet(images, 4, zoom=zoom, captions=captions, title=title)
+
+
+def as_grey(values: np.ndarray, alphabet: Alphabet) -> Image.Image:
+    """Draws values (*shape, C) as grey cells: channels below each other, slices of three axes in a row."""
+    grid = values.reshape((1,) * (4 - values.ndim) + values.shape)  # (D, H, W, C)
+    depth, height, width, channels = grid.shape
+    cells = alphabet.to_bytes(grid.transpose(3, 1, 0, 2).reshape(channels * height, depth * width))
+    return Image.fromarray(cells.repeat(max(1, width // (8 * len(cells))), axis=0))  # no strip is too thin
 
 
 def fingerprint(weights: dict[str, Tensor]) -> str:

@@ -22,12 +22,10 @@ from models.likelihood.bits import (
     published_losses,
     trace_rows,
 )
-from models.noise import Noise
 from models.sampling.generate import eval_mode
 from util import dist
 from util.dist import World
 from util.errors import UserError
-from util.pixels import normalize
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,8 @@ class Measured:
     """One pass over B images, float64 on the host.
 
     indices    (B,): the numbers of the images
-    by_term    bits of each head (B, 3)
-    by_level   for each level, bits and sub-pixels by the quarter of it that was known (B, 4, 2)
+    by_term    bits of each head (B, C)
+    by_level   for each level, bits and dimensions by the quarter of it that was known (B, 4, 2)
     published  (B,): the published loss; None where it is not asked for
     """
 
@@ -60,7 +58,7 @@ def compute_nll(
     num_iter_list: Sequence[int] | None = None,
     progress_bar: bool = True,
 ) -> dict:
-    """Bits per dimension (3 * H * W of them) of the loader's images, over all processes (paper, 5.1).
+    """Bits per dimension (`model.num_dims` of them) of the loader's images, over all processes (paper, 5.1).
 
     conditional    given the classes of the images; otherwise unconditional, as published
     passes         number of masks, or orders, for each image of each MAR level (a patch that is passed down
@@ -75,8 +73,8 @@ def compute_nll(
                         guiding pixels
     standard_error      of it, over images; with several passes also standard_error_of_passes, the part that
                         more passes remove
-    bits_per_dim_<head> its parts by head: rgb, guiding1, …; they sum to it. by_channel: each head's parts by
-    R, G, B
+    bits_per_dim_<head> its parts by head: rgb (or cell), guiding1, …; they sum to it. by_channel: each head's
+    parts by channel, see `Alphabet.channel_names`
     by_level            bits/dim of the patches decided while each quarter of their level was known, see
                         `bits_by_level`; None where there was no such patch
     published_nll       the expectation of the published evaluation loss, in bits. Without guiding pixels it
@@ -96,10 +94,11 @@ def compute_nll(
     quiet = None if progress_bar and world.is_main else True  # None: a bar only on a terminal
     with eval_mode(model):
         for values, labels, indices in tqdm(loader, desc="likelihood", disable=quiet):
-            images, labels = normalize(values.to(device, non_blocking=True)), labels.to(device)
+            images = model.alphabet.normalize(values.to(device, non_blocking=True))
+            labels = labels.to(device)
             for number in range(passes):
                 keys = (indices + number * len(loader.dataset)).tolist()
-                noise = Noise.of_images(seed, keys, model.noise_sizes)
+                noise = model.noise(seed, keys)
                 with autocast:
                     measured.append(
                         _measure(model, images, labels, indices, noise, conditional, num_iter_list)
@@ -110,7 +109,7 @@ def compute_nll(
             f"none of the {len(loader.dataset)} validation images can be read; "
             "python -m util.data.tool check lists them"
         )
-    scores = _summary(gathered, passes, 3 * model.img_size_list[0] ** 2)
+    scores = _summary(gathered, passes, model)
     return {**scores, "meaning": meaning(model, bool(num_iter_list), guided=len(scores["by_channel"]) > 1)}
 
 
@@ -126,13 +125,13 @@ def _measure(model, images, labels, indices, noise, conditional, num_iter_list) 
     return Measured(indices, bits_by_term(terms, rows), bits_by_level(model, terms, rows), published)
 
 
-def _summary(measured: list[Measured], passes: int, dims: int) -> dict:
-    """The passes of all processes over all images -> what compute_nll returns; `dims` sub-pixels an image."""
+def _summary(measured: list[Measured], passes: int, model: FractalGen) -> dict:
+    """The passes of all processes over all images -> what compute_nll returns."""
     indices = torch.cat([one.indices for one in measured])
     order = indices.argsort(stable=True)  # float sums do not depend on who measured which image
     images = len(indices) // passes
     joined = lambda name, part: torch.cat([getattr(one, name)[part] for one in measured])[order]  # noqa: E731
-    by_term = {name: joined("by_term", name) / dims for name in measured[0].by_term}  # (images * passes, 3)
+    by_term = {name: joined("by_term", name) / model.num_dims for name in measured[0].by_term}
     for name, bits in by_term.items():
         bad = ~bits.isfinite().all(1)
         if bad.any():
@@ -155,7 +154,8 @@ def _summary(measured: list[Measured], passes: int, dims: int) -> dict:
         scores["published_nll"] = torch.cat([one.published for one in measured])[order].mean().item()
     scores |= {"num_images": images, "passes": passes}
     scores["by_channel"] = {
-        name: dict(zip("rgb", bits.mean(0).tolist(), strict=True)) for name, bits in by_term.items()
+        name: dict(zip(model.alphabet.channel_names, bits.mean(0).tolist(), strict=True))
+        for name, bits in by_term.items()
     }
     scores["by_level"] = {level: {} for level in measured[0].by_level}
     for level, quarters in scores["by_level"].items():

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from evaluation.features import Measured, Measurer, crop_name
-from evaluation.npz import Npz
+from util.data.npz import Npz
 from util.errors import UserError, reading
 from util.files import atomic_write, sha256, write_json
 

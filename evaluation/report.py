@@ -10,7 +10,9 @@ from torch.utils._pytree import tree_leaves
 from evaluation.cost import forward_cost, masked_forward, patches_in_training, sampling_cost, training_flops
 from models.fractalgen import FractalGen
 from models.likelihood.inside import softmax_heads
+from models.pixelloss import last_term
 from models.sampling.options import SamplingOptions
+from util.pixels import in_words
 
 
 class LiveBytes(TorchDispatchMode):
@@ -70,7 +72,7 @@ def _step_bytes(model: FractalGen, batch_size: int, patches: Sequence[int]) -> i
 
 
 def parameters_by_level(model: FractalGen) -> list[int]:
-    """The class embeddings belong to level 0, guiding heads to their level; the RGB head comes last."""
+    """The class embeddings belong to level 0, guiding heads to their level; the head comes last."""
     *_, head = softmax_heads(model)
     first, *others = (
         sum(p.numel() for p in part.parameters()) for part in (model, *model.generators[1:], head)
@@ -84,10 +86,10 @@ def cost_report(model: FractalGen, batch_size: int, options: SamplingOptions) ->
     The entries of attention matrices are the paper's argument in numbers: all pixels in one sequence, against
     the short sequences of each level.
     """
-    names, side = [*(f"level{i}" for i in range(len(model.generators))), "rgb"], model.img_size_list[0]
+    names = [*(f"level{i}" for i in range(len(model.generators))), last_term(model.alphabet.channels)]
     (forward, entries), (sampling, calls) = forward_cost(model), sampling_cost(model, options)
     with torch.device("meta"):
-        flat = FractalGen((side, 1), (4, 4), (1, 1), (1, 1), ("mar", "ar"))
+        flat = FractalGen((model.image_shape, 1), (4, 4), (1, 1), (1, 1), ("mar", "ar"))
 
     def gflops(counts: Sequence[int]) -> dict[str, float]:
         by_name = {**dict(zip(names, counts, strict=True)), "total": sum(counts)}
@@ -100,8 +102,8 @@ def cost_report(model: FractalGen, batch_size: int, options: SamplingOptions) ->
         "forward_gflops_per_image": gflops(forward),
         "training_forward_gflops_per_image": gflops(training_flops(model)),
         "attention_matrix_entries": {
-            f"one sequence of {side}x{side} pixels": forward_cost(flat)[1][0],
-            **dict(zip(names, entries, strict=False)),  # the RGB head has three tokens
+            f"one sequence of {in_words(model.image_shape)}": forward_cost(flat)[1][0],
+            **dict(zip(names, entries, strict=False)),  # the head has a token for each channel
         },
         "sampling": {
             "num_iter_list": options.num_inference_steps,

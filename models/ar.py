@@ -1,6 +1,6 @@
 """AR: patches in raster order, each given those before it (paper, 3.2; docs/format.md, "AR levels").
 
-Letters: N images, L patches, C = 3 * p * p, D width.
+Letters: N images, C channels, L patches, P cells of a patch, D width.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.attention import SelfAttention, rotation_table
 from models.generator import ForwardOptions, Generator, LevelOutput, LevelSpec, register_generator
-from models.layers import RMSNormBlock, init_weights, run_blocks
+from models.layers import PatchEmbedding, RMSNormBlock, init_weights, run_blocks
 from models.patches import patchify
 
 
@@ -24,14 +24,14 @@ class AR(Generator):
 
     def __init__(self, spec: LevelSpec):
         super().__init__(spec)
-        dim = spec.embed_dim
-        if dim % (4 * spec.num_heads):
+        dim, axes = spec.embed_dim, len(spec.grid)
+        if dim % (2 * spec.num_heads) or dim < 2 * axes * spec.num_heads:
             raise ValueError(
-                f"level {spec.index}: an ar level's width must be a multiple of 4 * heads "
-                f"(2-D rotary embedding), got width {dim} and {spec.num_heads} heads"
+                f"level {spec.index}: an ar level's width must be a multiple of 2 * heads, at least "
+                f"{2 * axes} * heads ({axes}-D rotary embedding), got width {dim} and {spec.num_heads} heads"
             )
         self.pos_embed_learned = nn.Parameter(torch.empty(1, spec.num_patches + 1, dim))
-        self.patch_emb = nn.Linear(spec.patch_dim, dim)
+        self.patch_emb = PatchEmbedding(spec)
         self.patch_emb_ln = nn.LayerNorm(dim, eps=1e-6)
         self.cond_emb = nn.Linear(spec.cond_dim, dim)
         self.blocks = nn.ModuleList(RMSNormBlock(dim, spec.proj_dropout) for _ in range(spec.num_blocks))
@@ -50,12 +50,11 @@ class AR(Generator):
 
     def forward(self, images: Tensor, conds: Sequence[Tensor], options: ForwardOptions) -> LevelOutput:
         """As `Generator.forward` (F2): one causal pass gives the conditions of all patches, so R = N * L."""
-        patches = patchify(images, self.spec.patch_size)  # (N, L, C)
+        patches = patchify(images, self.spec.patch_size)  # (N, L, C * P)
         # The last patch is context for no other patch.
         tokens = torch.cat(
             [self.cond_emb(conds[0])[:, None], self.patch_emb(patches[:, :-1])], dim=1
         )  # (N, L, D)
         x = self.patch_emb_ln(tokens + self.pos_embed_learned[:, :-1])
         out = self.norm(self.run(x))
-        size = self.spec.patch_size
-        return LevelOutput(patches.reshape(-1, 3, size, size), [out.flatten(0, 1)])
+        return LevelOutput(patches.reshape(-1, *self.spec.patch_shape), [out.flatten(0, 1)])

@@ -1,7 +1,7 @@
 """Attention and rotary positions: training, likelihoods and sampling all use this arithmetic (paper, 4.1).
 
 Letters: N sequences, T tokens of each, S keys, R rows (some of the N * T tokens), D width, h heads, d = D / h
-width of a head, g grid side, L = g * g patches.
+width of a head, L patches of an image.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.recompute import Dropout
 
-MAX_SHORT_TOKENS = 4  # up to here sequences are short, as are the three tokens of the RGB head
+MAX_SHORT_TOKENS = 4  # up to here sequences are short, as are the three tokens of the head for RGB
 MIN_MANY_SEQUENCES = 64  # above it, plain products are faster for short sequences on a CPU
 MIN_LONG_TOKENS = 128  # from here on a CPU's fused kernel takes twice as long as plain products in bfloat16
 
@@ -119,20 +119,22 @@ def plain_is_faster(q: Tensor, num_keys: int, dropout: float) -> bool:
     )
 
 
-def rotation_table(grid: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of 2-D rotary positions (Su et al. 2021, arXiv 2104.09864), each (1 + L, d / 2) float32.
+def rotation_table(grid: Sequence[int], head_dim: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of rotary positions (Su et al. 2021, arXiv 2104.09864), each (1 + L, d / 2) float32.
 
     Row 0 is the condition token's and is zero, which makes its queries and keys zero vectors (docs/format.md,
-    "AR levels"). The first half of a head turns with the patch's row in the grid, the second half with its
-    column; pair i of a half turns by 10000 ** (-4 i / d) radians per row or column.
+    "AR levels"). Each axis of the grid has a part of a head, h numbers, which turns with the patch's place
+    along it: pair i of a part turns by 10000 ** (-2 i / h) radians per patch. The parts are equal, or the
+    first ones have one more pair.
     """
-    half = head_dim // 2
-    frequencies = 10000.0 ** (-torch.arange(0, half, 2, dtype=torch.float32) / half)  # (d / 4,)
-    angles = torch.arange(grid, dtype=torch.float32)[:, None] * frequencies  # (g, d / 4)
-    rows = angles[:, None].expand(grid, grid, -1)
-    columns = angles[None, :].expand(grid, grid, -1)
-    patches = torch.cat([rows, columns], dim=-1).flatten(0, 1)  # (L, d / 2)
-    condition = torch.zeros(1, half)
+    places = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in grid), indexing="ij")
+    angles = []
+    for place, pairs in zip(places, torch.arange(head_dim // 2).tensor_split(len(grid)), strict=True):
+        part = 2 * len(pairs)
+        frequencies = 10000.0 ** (-torch.arange(0, part, 2, dtype=torch.float32) / part)  # (h / 2,)
+        angles.append(place.reshape(-1, 1) * frequencies)
+    patches = torch.cat(angles, dim=1)  # (L, d / 2)
+    condition = torch.zeros(1, head_dim // 2)
     return torch.cat([condition, patches.cos()]), torch.cat([condition, patches.sin()])
 
 

@@ -1,49 +1,57 @@
 """The recursion: a generator whose patches are made by a generator (paper, 3.2 and 4.1).
 
-*Fractal Generative Models*, arXiv 2502.17437. Letters: B images, N images of a level, H image side, K
-conditions, D width, p patch side, R rows (the patches that the next level gets).
+*Fractal Generative Models*, arXiv 2502.17437. Letters: B images, N images of a level, C channels, S an
+image's sides and p a patch's sides (one number for each axis), K conditions, D width, R rows (the patches
+that the next level gets).
 """
 
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from models import ar, mar  # noqa: F401  importing them registers their types
 from models.generator import GENERATORS, ForwardOptions, Generator, LevelSpec, Mask, Steps
-from models.hub.presets import PRESETS, check_architecture, find_preset
+from models.hub.presets import ADAPTED, PRESETS, check_architecture, find_preset
 from models.hub.pretrained import Pretrained, recorded
 from models.likelihood.log_likelihood import classify, log_likelihood
 from models.noise import Noise
+from models.patches import Shape, as_shapes
 from models.pixelloss import LossTerm, PixelLoss
 from models.sampling.edit import edit, edit_class, outpaint, uncrop
 from models.sampling.generate import generate, sample
 from models.sampling.options import SamplingOptions
+from util.pixels import Alphabet
 
 
 class FractalGen(nn.Module, Pretrained):
     """A fractal generative model (paper, 3.1 and 4.1), or one of its inner levels.
 
-    The lists have one entry for each level, the RGB head last: `img_size_list[i]` is the image side that
-    level i sees and `img_size_list[i + 1]` its patch side; the last size is 1. `generator_type_list` names
-    registered generators; its last entry, the RGB head, is "ar" (docs/format.md, "Presets").
+    The lists have one entry for each level, the head last: `img_size_list[i]` is the size of the images that
+    level i sees and `img_size_list[i + 1]` that of its patches; the last size is 1. A size is an integer (a
+    square, as published) or has one number for each of one to three axes, see `as_shapes`.
+    `generator_type_list` names registered generators; its last entry, the head, is "ar" (docs/format.md,
+    "Presets"). `shapes` are the sizes with a number for each axis.
 
     label_drop_prob             probability with which training replaces an image's class by `fake_latent`
     class_num                   number of classes; 0: the model is unconditional
     attn_dropout, proj_dropout  dropout probabilities (docs/format.md, "AR levels" and "MAR levels")
     guiding_pixel               whether MAR levels below level 0 have a guiding pixel
-    num_conds                   number of conditions that a MAR level uses, at least 1
-    r_weight                    weight of R in the training loss of the RGB head, where G and B have weight 1
+    num_conds                   number of conditions that a MAR level uses, from 1 to 1 + 2 * axes
+    r_weight                    weight of the first channel (R) in the training loss, where others have 1
     grad_checkpointing          computes activations again in the backward pass, to save memory
     fractal_level               number of this level; users leave it at 0
+    channels … std              what a cell of an image holds, see `Alphabet`; of categorical values there is
+                                no mean, and so no guiding pixel
 
     Raises ValueError for an architecture that cannot work.
     """
 
     def __init__(
         self,
-        img_size_list: Sequence[int],
+        img_size_list: Sequence[int | Sequence[int]],
         embed_dim_list: Sequence[int],
         num_blocks_list: Sequence[int],
         num_heads_list: Sequence[int],
@@ -57,15 +65,23 @@ class FractalGen(nn.Module, Pretrained):
         r_weight: float = 1.0,
         grad_checkpointing: bool = False,
         fractal_level: int = 0,
+        channels: int = 3,
+        num_values: int = 256,
+        value_kind: str = "ordinal",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ):
         super().__init__()
         self.arguments = recorded(locals())
+        self.alphabet = Alphabet(channels, num_values, value_kind, mean, std)
         check_architecture(
-            img_size_list, embed_dim_list, num_blocks_list, num_heads_list, generator_type_list, num_conds
-        )
+            img_size_list, embed_dim_list, num_blocks_list, num_heads_list, generator_type_list, num_conds,
+            guiding_pixel, self.alphabet,
+        )  # fmt: skip
         level, self.fractal_level = fractal_level, fractal_level
         self.img_size_list, self.num_conds = tuple(img_size_list), num_conds
-        self.sampling_defaults = SamplingOptions.of_sizes(img_size_list)
+        self.shapes = as_shapes(img_size_list)
+        self.sampling_defaults = SamplingOptions.of_sizes(self.shapes)
         if level == 0:
             self.label_drop_prob = label_drop_prob
             self.class_emb = nn.Embedding(class_num, embed_dim_list[0])
@@ -76,8 +92,9 @@ class FractalGen(nn.Module, Pretrained):
                 nn.init.normal_(weight, std=0.02)
         spec = LevelSpec(
             index=level,
-            img_size=img_size_list[level],
-            patch_size=img_size_list[level + 1],
+            alphabet=self.alphabet,
+            img_size=self.shapes[level],
+            patch_size=self.shapes[level + 1],
             embed_dim=embed_dim_list[level],
             num_blocks=num_blocks_list[level],
             num_heads=num_heads_list[level],
@@ -91,15 +108,11 @@ class FractalGen(nn.Module, Pretrained):
         self.generator: Generator = GENERATORS[generator_type_list[level]](spec)
         if level + 2 == len(img_size_list):
             self.next_fractal = PixelLoss(
-                embed_dim_list[level], embed_dim_list[-1], num_blocks_list[-1], num_heads_list[-1], r_weight
-            )
-        else:
-            self.next_fractal = FractalGen(
-                img_size_list, embed_dim_list, num_blocks_list, num_heads_list, generator_type_list,
-                attn_dropout=attn_dropout, proj_dropout=proj_dropout, guiding_pixel=guiding_pixel,
-                num_conds=num_conds, r_weight=r_weight, grad_checkpointing=grad_checkpointing,
-                fractal_level=level + 1,
+                embed_dim_list[level], embed_dim_list[-1], num_blocks_list[-1], num_heads_list[-1], r_weight,
+                self.alphabet,
             )  # fmt: skip
+        else:
+            self.next_fractal = FractalGen(**self.arguments, fractal_level=level + 1)
 
     @property
     def class_num(self) -> int:
@@ -108,14 +121,25 @@ class FractalGen(nn.Module, Pretrained):
 
     @property
     def generators(self) -> list[Generator]:
-        """The generators of this level and of the levels below it, without the RGB head."""
+        """The generators of this level and of the levels below it, without the head."""
         below = [] if isinstance(self.next_fractal, PixelLoss) else self.next_fractal.generators
         return [self.generator, *below]
 
     @property
-    def noise_sizes(self) -> tuple[int, ...]:
-        """Image sides from this level down, for `Noise.of_images`."""
-        return self.img_size_list[self.fractal_level :]
+    def image_shape(self) -> Shape:
+        """The cells of an image of level 0 along each axis."""
+        return self.shapes[0]
+
+    @property
+    def num_dims(self) -> int:
+        """The number of values of an image, over which bits per dimension are a mean."""
+        return self.alphabet.channels * prod(self.image_shape)
+
+    def noise(self, seed: int | Sequence[int], indices: Sequence[int], device=None) -> Noise:
+        """The random numbers of the images `indices` of `seed`, from this level down (`Noise.of_images`)."""
+        return Noise.of_images(
+            seed, indices, self.shapes[self.fractal_level :], device, self.alphabet.channels
+        )
 
     def forward(
         self,
@@ -131,7 +155,7 @@ class FractalGen(nn.Module, Pretrained):
     ) -> Tensor | tuple[Tensor, list[LossTerm]]:
         """Computes the loss (F3), a scalar; with `return_terms` returns its terms too.
 
-        imgs        (B, 3, H, H), normalised
+        imgs        (B, C, *S), normalised by `alphabet`
         labels      (B,) int64, from 0 to class_num - 1; without classes they are ignored
         train       masks and channel weights are as in training (True) or as in evaluation; default:
                     `self.training`
@@ -154,9 +178,9 @@ class FractalGen(nn.Module, Pretrained):
     def loss_terms(self, images: Tensor, conds: Sequence[Tensor], options: ForwardOptions) -> list[LossTerm]:
         """Computes the terms of the loss (F3) breadth-first, one level after the other (paper, 4.1).
 
-        The generator turns normalised images (N, 3, H, H) into patches (R, 3, p, p), and their conditions,
-        each (N, cond_dim), into conditions of the patches. The next fractal does the same with these, until
-        the patches are pixels.
+        The generator turns normalised images (N, C, *S) into patches (R, C, *p), and their conditions, each
+        (N, cond_dim), into conditions of the patches. The next fractal does the same with these, until the
+        patches are pixels.
         """
         output = self.generator(images, conds, options)
         return output.terms + self.next_fractal.loss_terms(output.images, output.conds, options)
@@ -191,16 +215,17 @@ class FractalGen(nn.Module, Pretrained):
 
 
 def build(
-    name: str, *, guiding_pixel: bool | None = None, num_conds: int | None = None, **training
+    name: str, *, guiding_pixel: bool | None = None, num_conds: int | None = None, **others
 ) -> FractalGen:
     """Builds the model `name` of PRESETS (docs/format.md, "Presets") with random weights.
 
-    `training` takes FractalGen's class_num, label_drop_prob, dropouts, r_weight and grad_checkpointing. The
-    name decides the architecture: an unknown name, or a guiding_pixel or num_conds that contradicts it,
-    raises ValueError.
+    `others` are arguments of FractalGen. Among them img_size_list and those of the alphabet adapt the
+    architecture to other data, see `find_preset`. For the rest the name decides it: an unknown name, or a
+    guiding_pixel or num_conds that contradicts it, raises ValueError.
     """
-    preset = find_preset(name, guiding_pixel=guiding_pixel, num_conds=num_conds)
-    model = FractalGen(**preset.arguments, **training)
+    data = {key: others.pop(key) for key in ADAPTED if key in others}
+    preset = find_preset(name, guiding_pixel=guiding_pixel, num_conds=num_conds, **data)
+    model = FractalGen(**preset.arguments, **others)
     model.sampling_defaults = preset.sampling_defaults
     return model
 

@@ -4,26 +4,34 @@ A generator (F1) turns the images of its level into patches, and the conditions 
 its patches. A new type gives `forward`, and `plan` and `order` where it does not decide one patch a step in
 raster order. Its sampler is registered in models/sampling/canvas.py. See `demo/custom_generator.py`.
 
-Letters: N images of this level, p patch side, L patches of an image, D width, R patches of the next level.
+Letters: N images of this level, C channels, S an image's sides, p a patch's sides (models/patches.py), L
+patches of an image, D width, R patches of the next level.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.noise import Noise
+from models.patches import Shape, grid_of
+from util.pixels import Alphabet
 
 
 @dataclass(frozen=True)
 class LevelSpec:
-    """One level (docs/format.md, "Presets"). Sizes are in pixels; `cond_dim` is the width of its input."""
+    """One level (docs/format.md, "Presets"). Sizes are in cells, one number for each axis.
+
+    alphabet  what a cell holds; cond_dim: the width of the level's conditions
+    """
 
     index: int
-    img_size: int
-    patch_size: int
+    alphabet: Alphabet
+    img_size: Shape
+    patch_size: Shape
     embed_dim: int
     num_blocks: int
     num_heads: int
@@ -35,16 +43,21 @@ class LevelSpec:
     grad_checkpointing: bool
 
     @property
-    def grid(self) -> int:
-        return self.img_size // self.patch_size
+    def grid(self) -> Shape:
+        return grid_of(self.img_size, self.patch_size)
 
     @property
     def num_patches(self) -> int:
-        return self.grid**2
+        return prod(self.grid)
+
+    @property
+    def patch_shape(self) -> Shape:
+        """(C, *p): what a patch is as an image of the next level."""
+        return self.alphabet.channels, *self.patch_size
 
     @property
     def patch_dim(self) -> int:
-        return 3 * self.patch_size**2
+        return prod(self.patch_shape)
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ class ForwardOptions:
     masks   one entry for each level: a Mask; Steps, to predict all patches as the sampler does; or None,
             where the level has no mask or draws one. None instead of the list: all levels draw theirs
     train   masks and channel weights as in training, or as in evaluation (docs/format.md, "MAR levels")
-    dither  standard deviation, in values 0..255, of noise that is added to a guiding pixel before rounding
+    dither  standard deviation, in values, of noise that is added to a guiding pixel before rounding
     round_guiding_pixel  whether a level sees its guiding pixel rounded, as in sampling, or exact
     """
 
@@ -115,7 +128,7 @@ class ForwardOptions:
 
 @dataclass(frozen=True)
 class LevelOutput:
-    """What a level passes down (F1): images (R, 3, p, p), conditions, each (R, D); and its loss terms."""
+    """What a level passes down (F1): images (R, C, *p), conditions, each (R, D); and its loss terms."""
 
     images: Tensor
     conds: list[Tensor]
@@ -126,13 +139,14 @@ class Generator(nn.Module):
     """The generator g_i of one level (paper, 3.1) (F1).
 
     spec               the description of its level
-    num_conds_out      the number of conditions that it gives to each patch
+    num_conds_out      the number of conditions that it gives to each patch; None: 1 + 2 * axes, for the patch
+                       itself and its neighbours
     num_conds_in       the number of conditions that it uses; None: the model's `num_conds`
     exact_likelihood   whether one forward pass gives the probabilities that it samples from; else Steps do
     has_feature_cache  whether its sampler supports `feature_cache_interval`
     """
 
-    num_conds_out: int
+    num_conds_out: int | None
     num_conds_in: int | None
     exact_likelihood = True
     has_feature_cache = False
@@ -151,7 +165,7 @@ class Generator(nn.Module):
         return next(self.parameters()).dtype
 
     def forward(self, images: Tensor, conds: Sequence[Tensor], options: ForwardOptions) -> LevelOutput:
-        """Predicts from true patches (F2): normalised images (N, 3, H, H), conditions, each (N, cond_dim)."""
+        """Predicts from true patches (F2): normalised images (N, C, *S), conditions, each (N, cond_dim)."""
         raise NotImplementedError
 
     def run(self, x: Tensor) -> Tensor:
@@ -189,7 +203,7 @@ GENERATORS: dict[str, type[Generator]] = {}
 
 
 def register_generator(
-    name: str, num_conds_out: int, num_conds_in: int | None = None
+    name: str, num_conds_out: int | None, num_conds_in: int | None = None
 ) -> Callable[[type[Generator]], type[Generator]]:
     """Class decorator that makes a Generator available as `name` (docs/format.md, "Presets").
 

@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.generator import LevelSpec
 from models.recompute import Dropout, RMSNorm, swiglu
+
+MAX_TABLE_WIDTH = 32  # of the vector of a categorical value
 
 
 class QKV(nn.Linear):
@@ -31,6 +34,34 @@ class QKV(nn.Linear):
         biases = (None, None) if self.bias is None else self.bias.split(sizes)
         weights = self.weight.split(sizes)
         return F.linear(x[rows], weights[0], biases[0]), F.linear(x, weights[1], biases[1])
+
+
+class PatchEmbedding(nn.Linear):
+    """Embeds patches (..., C * P) of normalised values by one linear layer: (..., D).
+
+    See docs/format.md, "Values". Where values are categorical, the layer takes a learned vector for each of
+    them: row `c * V + value` of `table` (C * V, E) for a value of channel c.
+    """
+
+    def __init__(self, spec: LevelSpec):
+        self.alphabet, num_values = spec.alphabet, spec.alphabet.num_values
+        width = 1 if self.alphabet.is_ordinal else min(num_values, MAX_TABLE_WIDTH)
+        super().__init__(spec.patch_dim * width, spec.embed_dim)
+        if not self.alphabet.is_ordinal:
+            self.table = nn.Embedding(self.alphabet.channels * num_values, width)
+
+    def inputs(self, patches: Tensor) -> Tensor:
+        """What the linear layer takes: the patches themselves, or the vectors of their values."""
+        if self.alphabet.is_ordinal:
+            return patches
+        # A sampler's cells are NaN where its probabilities are not finite; they are refused at its end.
+        cells = patches.nan_to_num().unflatten(-1, (self.alphabet.channels, -1))
+        values = self.alphabet.to_values(cells, dim=-2)
+        first_row = torch.arange(self.alphabet.channels, device=values.device) * self.alphabet.num_values
+        return self.table(values + first_row[:, None]).flatten(-3)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return super().forward(self.inputs(patches).to(self.weight.dtype))
 
 
 class ResidualLinear(nn.Linear):
@@ -159,11 +190,14 @@ def run_blocks(blocks: Iterable[Block], x: Tensor, attend: Callable, checkpointi
 def init_weights(module: nn.Module) -> None:
     """Initialises linear layers Xavier-uniform with biases 0, and embeddings from N(0, 0.02 ** 2).
 
-    Norms keep torch's initial weights. It is called by `Module.apply`.
+    Norms keep torch's initial weights, and the vectors of categorical values torch's N(0, 1): they take the
+    place of normalised numbers. It is called by `Module.apply`.
     """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+        if isinstance(module, PatchEmbedding) and not module.alphabet.is_ordinal:
+            module.table.reset_parameters()
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)

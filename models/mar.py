@@ -1,7 +1,7 @@
 """MAR: patches in a random order, several a step (paper, 3.2; docs/format.md, "MAR levels").
 
-Letters: N images, L patches, C = 3 * p * p, D width, P prefix tokens (the guiding pixel and the conditions),
-R masked patches.
+Letters: N images, C channels, L patches, P cells of a patch, D width, T prefix tokens (the guiding pixel and
+the conditions), R masked patches.
 """
 
 import math
@@ -22,12 +22,11 @@ from models.generator import (
     Steps,
     register_generator,
 )
-from models.layers import LayerNormBlock, init_weights, run_blocks
+from models.layers import LayerNormBlock, PatchEmbedding, init_weights, run_blocks
 from models.noise import Noise
 from models.patches import patchify, with_neighbours
 from models.pixelloss import PixelLoss
 from models.recompute import Dropout
-from util.pixels import normalize, to_values
 
 MASK_RATIO_MEAN, MASK_RATIO_STD = 1.0, 0.25
 GUIDING_HEAD = {"embed_dim": 128, "num_blocks": 3, "num_heads": 4, "r_weight": 5.0}
@@ -68,10 +67,10 @@ def cosine_plan(
         masked = remain
 
 
-@register_generator("mar", num_conds_out=5)
+@register_generator("mar", num_conds_out=None)
 class MAR(Generator):
     """Masked transformer (F2). It uses `num_conds` conditions, and gives each patch its own output and the
-    outputs of its four neighbours as conditions (docs/format.md, "MAR levels").
+    outputs of its neighbours, two along each axis, as conditions (docs/format.md, "MAR levels").
     """
 
     exact_likelihood = False
@@ -83,16 +82,18 @@ class MAR(Generator):
         self.num_prefix = spec.num_conds + spec.guiding_pixel
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_embed_learned = nn.Parameter(torch.empty(1, self.num_prefix + spec.num_patches, dim))
-        self.patch_emb = nn.Linear(spec.patch_dim, dim)
+        self.patch_emb = PatchEmbedding(spec)
         self.patch_emb_ln = nn.LayerNorm(dim, eps=1e-6)
         self.cond_emb = nn.Linear(spec.cond_dim, dim)
         if spec.guiding_pixel:
-            self.pix_proj = nn.Linear(3, dim)
+            self.pix_proj = nn.Linear(spec.alphabet.channels, dim)
         self.attn_drop = Dropout(spec.attn_dropout)
         self.blocks = nn.ModuleList(LayerNormBlock(dim, spec.proj_dropout) for _ in range(spec.num_blocks))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         if spec.guiding_pixel:
-            self.guiding_pixel_loss = PixelLoss(cond_dim=spec.cond_dim, **GUIDING_HEAD)
+            self.guiding_pixel_loss = PixelLoss(
+                cond_dim=spec.cond_dim, alphabet=spec.alphabet, **GUIDING_HEAD
+            )
         self.apply(init_weights)
         for token in (self.mask_token, self.pos_embed_learned):
             nn.init.normal_(token, std=0.02)
@@ -104,7 +105,7 @@ class MAR(Generator):
     def outputs(self, patches: Tensor, masked: Tensor, prefix: Tensor) -> Tensor:
         """Runs the transformer, and returns its outputs at the patches (N, L, D).
 
-        `patches` are (N, L, C), `masked` is (N, L) bool, and `prefix` holds the prefix tokens (N, P, D).
+        `patches` are (N, L, C * P), `masked` is (N, L) bool, and `prefix` holds the prefix tokens (N, T, D).
         """
         known = self.patch_emb(patches)
         tokens = torch.where(masked[..., None], self.mask_token.to(known.dtype), known)
@@ -125,31 +126,34 @@ class MAR(Generator):
         if spec.guiding_pixel:
             # The mean is taken over columns, then over rows. In this order ties (means of x.5) are rounded in
             # float32 as in the training of the published weights.
-            pixel = images.mean(-1).mean(-1)  # (N, 3)
+            pixel = images
+            for _ in spec.grid:
+                pixel = pixel.mean(-1)  # in the end (N, C)
             head = self.guiding_pixel_loss
             terms.append(head.loss_term(spec.index, pixel, conds, options.train, options.dither))
             if options.round_guiding_pixel:
-                pixel = normalize(to_values(pixel), dtype=pixel.dtype)
-            prefix.insert(0, self.pix_proj(pixel))
-        prefix = torch.stack(prefix, dim=1)  # (N, P, D)
-        patches = patchify(images, spec.patch_size)  # (N, L, C)
+                pixel = spec.alphabet.normalize(spec.alphabet.to_values(pixel), dtype=pixel.dtype)
+            prefix.insert(0, self.pix_proj(pixel.to(self.dtype)))
+        prefix = torch.stack(prefix, dim=1)  # (N, T, D)
+        patches = patchify(images, spec.patch_size)  # (N, L, C * P)
         if isinstance(mask, Steps):
             conds, patches = self.in_steps(patches, mask, prefix), patches.flatten(0, 1)
         else:
             out = self.outputs(patches, mask.masked, prefix)
-            conds = [cond.flatten(0, 1)[mask.rows] for cond in with_neighbours(out)]
-            patches = patches.flatten(0, 1)[mask.rows]  # (R, C)
-        return LevelOutput(patches.unflatten(1, (3, spec.patch_size, spec.patch_size)), conds, terms)
+            conds = [cond.flatten(0, 1)[mask.rows] for cond in with_neighbours(out, spec.grid)]
+            patches = patches.flatten(0, 1)[mask.rows]  # (R, C * P)
+        return LevelOutput(patches.unflatten(1, spec.patch_shape), conds, terms)
 
     def in_steps(self, patches: Tensor, steps: Steps, prefix: Tensor) -> list[Tensor]:
         """Computes for each patch the conditions that it gets in its step of the sampler, each (N * L, D).
 
-        It runs the transformer once for each step, on patches (N, L, C) and prefix tokens (N, P, D).
+        It runs the transformer once for each step, on patches (N, L, C * P) and prefix tokens (N, T, D).
         """
         place = steps.order.argsort(dim=-1)[..., None]  # (N, L, 1)
         conds = None
         for begin, _ in steps.plan:  # later steps replace the conditions of the patches that they decide
-            new = with_neighbours(self.outputs(patches, place[..., 0] >= begin, prefix))
+            out = self.outputs(patches, place[..., 0] >= begin, prefix)
+            new = with_neighbours(out, self.spec.grid)
             conds = (
                 new
                 if conds is None

@@ -48,6 +48,7 @@ from util.data.folders import class_folders
 from util.data.loader import ImageDataset
 from util.data.packed import Packed
 from util.data.tool import pack
+from util.pixels import RGB
 
 BF16 = torch.autocast("cpu", torch.bfloat16)
 FP32 = torch.autocast("cpu", enabled=False)
@@ -162,7 +163,7 @@ def least(model: FractalGen, steps, batch: int) -> dict[str, float]:
 def sampling(model: FractalGen, name: str, args) -> dict[str, float]:
     """Measures how long a batch of whole images takes with guidance."""
     steps, labels, drawn = PRESETS[name].steps, torch.arange(args.batch) % 10, {}
-    noise = Noise.of_images(0, range(args.batch), model.noise_sizes)
+    noise = model.noise(0, range(args.batch))
     conds = [
         torch.cat([model.class_emb(labels), model.fake_latent.repeat(args.batch, 1)]).detach()
     ] * model.num_conds
@@ -294,9 +295,9 @@ def data(args) -> dict[str, float]:
                 transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
             ]
             plain = ImageFolder(folder, transforms.Compose(steps))
-            exact = ImageDataset(class_folders(Path(folder)), size, flip=True, seed=0)
-            pack(exact.source, Path(packs) / str(size), size, num_workers=0)
-            packed = ImageDataset(Packed(Path(packs) / str(size)), size, flip=True, seed=0)
+            exact = ImageDataset(class_folders(Path(folder)), (size, size), RGB, flip=True, seed=0)
+            pack(exact.source, Path(packs) / str(size), (size, size), RGB, num_workers=0)
+            packed = ImageDataset(Packed(Path(packs) / str(size)), (size, size), RGB, flip=True, seed=0)
             variants = {
                 "plain": lambda plain=plain: [plain[i] for i in range(40)],
                 "exact": lambda exact=exact: [exact[0, i] for i in range(40)],

@@ -39,7 +39,6 @@ from evaluation.cost import sampling_cost
 from evaluation.report import softmax_heads
 from models.attention import full_precision
 from models.fractalgen import PRESETS, FractalGen, build
-from models.noise import Noise
 from models.sampling.canvas import Batch
 from models.sampling.generate import build_sampler, eval_mode, is_out_of_memory
 from models.sampling.options import SamplingOptions
@@ -112,7 +111,7 @@ class Steps:
         guidance = options.guidance(len(model.generators))
         classes = torch.arange(batch).to(self.device) % model.class_num
         cond = torch.cat([model.class_emb(classes), model.fake_latent.repeat(batch, 1)])
-        noise = Noise.of_images(0, range(batch), model.noise_sizes, self.device)
+        noise = model.noise(0, range(batch), self.device)
         conds = [cond.detach()] * model.num_conds
         self.batch = Batch(conds, guidance, noise, options.num_inference_steps, on_step=self.on_step)
 

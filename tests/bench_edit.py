@@ -13,6 +13,7 @@ seam    mean absolute difference of drawn values and their known neighbours, div
 """
 
 import argparse
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +26,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models.fractalgen import FractalGen
-from models.noise import VALUES, Noise
+from models.noise import VALUES
 from models.patches import patchify
 from models.sampling.guidance import inverse_cdf
 from models.sampling.known import KnownPixels
-from util.pixels import normalize, to_values
+from util.inputs import to_value_batch
 
 
 class ForcedBits:
@@ -39,16 +40,24 @@ class ForcedBits:
     """
 
     def __init__(self, model, values, free, seed):
-        """Values (B, 3, H, H) of the true images. Where `free` (B, H, H), pixels are drawn from the model."""
-        self.noise, self.bits = Noise.of_images(seed, range(len(values)), model.noise_sizes), 0.0
-        for side, size in zip(self.noise.maps, model.noise_sizes, strict=True):
-            images = normalize(values)
-            means = patchify(images, size).unflatten(2, (3, size, size)).mean(-1).mean(-1)  # (B, L, 3)
-            forced = (2 + to_values(means, dim=2)).transpose(1, 2).float().view_as(side[:, VALUES])
+        """Values (B, C, H, H) of the true images. Where `free` (B, H, H), pixels are drawn from the model."""
+        self.noise, self.bits = model.noise(seed, range(len(values))), 0.0
+        for side, size in zip(self.noise.maps, model.img_size_list, strict=True):
+            images = model.alphabet.normalize(values)
+            means = (
+                patchify(images, (size, size)).unflatten(2, (values.shape[1], size, size)).mean(-1).mean(-1)
+            )  # (B, L, C)
+            forced = (
+                (2 + model.alphabet.to_values(means, dim=2)).transpose(1, 2).float().view_as(side[:, VALUES])
+            )
             if size == 1:
                 forced = torch.where(free[:, None], side[:, VALUES], forced)
             elif free.any():  # the guiding pixel of a patch with such pixels is drawn from the model too
-                touched = patchify(free[:, None].float(), size).amax(-1).view(len(values), 1, *side.shape[2:])
+                touched = (
+                    patchify(free[:, None].float(), (size, size))
+                    .amax(-1)
+                    .view(len(values), 1, *side.shape[2:])
+                )
                 forced = torch.where(touched > 0, side[:, VALUES], forced)
             side[:, VALUES] = forced
 
@@ -78,7 +87,7 @@ def masks(n: int, side: int, seed: int) -> torch.Tensor:
 def seam(values: torch.Tensor, hidden: torch.Tensor) -> float:
     """Returns the mean absolute difference of neighbours of which one is hidden and one is not.
 
-    values (B, 3, H, H) in 0..255; hidden (B, H, H), bool
+    values (B, C, H, H); hidden (B, H, H), bool
     """
     total, count, x = 0.0, 0, values.double()
     for dim in (1, 2):
@@ -95,7 +104,7 @@ def seam(values: torch.Tensor, hidden: torch.Tensor) -> float:
 def dilated(hidden: torch.Tensor, patch_size: int) -> torch.Tensor:
     """Returns the mask, bool (B, H, H), of all patches of level 0 that have a hidden pixel."""
     whole = (
-        patchify(hidden[:, None].float(), patch_size)
+        patchify(hidden[:, None].float(), (patch_size,) * 2)
         .amax(-1)
         .view(len(hidden), *(hidden.shape[1] // patch_size,) * 2)
     )
@@ -109,7 +118,7 @@ def precedence(partly: float):
     """
 
     def of(self, patch_size):
-        share = self.hidden_pixels(patch_size) / patch_size**2
+        share = self.hidden_pixels(patch_size) / math.prod(patch_size)
         return torch.where(share == 0, -3.0, torch.where(share < 1, partly, 0.0))
 
     return of
@@ -130,7 +139,7 @@ GUIDE = KnownPixels.guiding_weights
 def measure(model, values, labels, hidden, seeds, naive=False):
     """Returns bits per hidden dimension and its standard deviation over seeds, and the same of the seam."""
     drawn_mask = dilated(hidden, model.img_size_list[1]) if naive else hidden
-    known = KnownPixels(normalize(values), drawn_mask)
+    known = KnownPixels(model.alphabet.normalize(values), drawn_mask, model.alphabet)
     cond = [model.class_emb(labels)] * model.num_conds
     bits, seams = [], []
     for seed in seeds:
@@ -138,9 +147,9 @@ def measure(model, values, labels, hidden, seeds, naive=False):
         model.sample(
             cond, model.sampling_defaults.num_inference_steps, noise=forced.noise, pick=forced, known=known
         )
-        bits.append(forced.bits / (3 * hidden.sum().item()))
-        noise = Noise.of_images(seed, range(len(values)), model.noise_sizes)
-        out = to_values(
+        bits.append(forced.bits / (model.alphabet.channels * hidden.sum().item()))
+        noise = model.noise(seed, range(len(values)))
+        out = model.alphabet.to_values(
             model.sample(cond, model.sampling_defaults.num_inference_steps, noise=noise, known=known)
         )
         out = torch.where(hidden[:, None], out, values.long())
@@ -164,9 +173,7 @@ def main():
     classes = sorted(path.name for path in (args.data / "train").iterdir())
     paths = sorted((args.data / "val").glob("*/*.png"))
     paths = [paths[i] for i in np.random.default_rng(0).permutation(len(paths))[: args.images]]
-    values = torch.stack(
-        [torch.from_numpy(np.asarray(Image.open(p).convert("RGB")).copy()).permute(2, 0, 1) for p in paths]
-    )
+    values = to_value_batch([Image.open(path) for path in paths], model.image_shape, model.alphabet)
     labels = torch.tensor([classes.index(path.parent.name) for path in paths])
     hidden = masks(len(paths), values.shape[-1], seed=1)
     ways = {

@@ -42,6 +42,27 @@ def tiny_model(kind: str = "mar", **changes) -> FractalGen:
     return FractalGen(**{**config, **TINY[kind], **changes}).eval()
 
 
+def grid_model(
+    generators: str, sizes, channels: int, num_values: int, value_kind: str, **changes
+) -> FractalGen:
+    """Returns a model of arrays on any grid, whose drawn values depend on all before them, as `swayed`.
+
+    generators  those above the head, as in "mar,ar"; a MAR level uses all conditions that it can get
+    sizes       of all levels, each with one number for each axis
+    """
+    names, depth = generators.split(","), len(sizes)
+    config = dict(
+        img_size_list=sizes,
+        embed_dim_list=[24] * depth,  # two heads and three axes of rotary positions divide it
+        num_blocks_list=[2] * (depth - 1) + [1],
+        num_heads_list=[2] * depth,
+        generator_type_list=[*names, "ar"],
+        num_conds=1 if "mar" not in names or "ar" in names[:-1] else 1 + 2 * len(sizes[0]),
+    )
+    alphabet = dict(channels=channels, num_values=num_values, value_kind=value_kind)
+    return swayed(tiny_model(**{**config, **alphabet, **changes}))
+
+
 def opinionated(model: FractalGen) -> FractalGen:
     """Enlarges weights, so that drawn values depend on labels, conditions and neighbours as if trained."""
     with torch.no_grad():

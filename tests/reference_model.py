@@ -6,8 +6,9 @@ model's weights by their names. Of the library it calls only the generators' `or
 conversions of util.pixels. Tests compare the library's loss and sampler with it, and tests/bench.py compares
 their speed.
 
-Letters: N images, L patches, C = 3 * p * p values of a patch, D width, K conditions, T tokens, d width of a
-head. A batch that is doubled for guidance holds the class conditions first, and then `fake_latent`.
+Letters: N images, C channels, V values, S an image's sides, p a patch's sides, P cells of a patch, L patches,
+D width, K conditions, T tokens, d width of a head. A batch that is doubled for guidance holds the class
+conditions first, and then `fake_latent`.
 """
 
 import torch
@@ -16,20 +17,23 @@ import torch.nn.functional as F
 from models.fractalgen import FractalGen
 from models.mar import MAR
 from models.noise import VALUES, Noise
-from util.pixels import normalize, to_values
+from models.patches import as_shapes
 
 
-def patchify(x, p):
-    """(N, 3, H, H) -> (N, L, 3 * p * p)."""
-    n, c, h, w = x.shape
-    return x.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(n, -1, c * p * p)
+def patchify(x, sides):
+    """(N, C, *S) -> (N, L, C * P), for patches with these sides."""
+    for axis, side in enumerate(sides):
+        x = x.unfold(2 + axis, side, side)  # in the end (N, C, *grid, *sides)
+    return x.flatten(2, 1 + len(sides)).transpose(1, 2).flatten(2)
 
 
-def unpatchify(x, p):
-    """(N, L, 3 * p * p) -> (N, 3, H, H)."""
-    n, length, _ = x.shape
-    g = int(length**0.5)
-    return x.reshape(n, g, g, 3, p, p).permute(0, 3, 1, 4, 2, 5).reshape(n, 3, g * p, g * p)
+def unpatchify(x, grid, sides):
+    """(N, L, C * P) -> (N, C, *S)."""
+    axes = len(grid)
+    x = x.reshape(len(x), *grid, -1, *sides).movedim(1 + axes, 1)  # (N, C, *grid, *sides)
+    for axis in range(axes):
+        x = x.movedim(2 + axes, 3 + axis).flatten(2 + axis, 3 + axis)
+    return x
 
 
 def attention(q, k, v, heads, causal=False, dropout=0.0):
@@ -79,30 +83,51 @@ def rotary_block(b, x, heads, cos, sin, past=None):
     return x + F.dropout(linear(f.w2, F.silu(linear(f.w1, y)) * linear(f.w3, y)), p)
 
 
+def embed(g, patches):
+    """Patches (..., C * P) -> tokens (..., D); of categorical values, by the vector of each of them."""
+    alphabet = g.spec.alphabet
+    if not alphabet.is_ordinal:
+        values = patches.round().long().unflatten(-1, (alphabet.channels, -1)).unbind(-2)
+        tables = g.patch_emb.table.weight.chunk(alphabet.channels)
+        patches = torch.cat([F.embedding(*pair).flatten(-2) for pair in zip(values, tables, strict=True)], -1)
+    return linear(g.patch_emb, patches)
+
+
+def neighbours(x, grid):
+    """(N, L, D) -> the vectors of each patch, and of those around it: above, right, below, left on two axes."""
+    x = x.unflatten(1, grid)
+
+    def shifted(axis, step):
+        rest, zeros = x.shape[axis] - 1, torch.zeros_like(x.narrow(axis, 0, 1))
+        parts = [zeros, x.narrow(axis, 0, rest)] if step < 0 else [x.narrow(axis, 1, rest), zeros]
+        return torch.cat(parts, dim=axis)
+
+    signs = [(axis, -1 if axis == 1 else 1) for axis in range(1, 1 + len(grid))]
+    found = [
+        x,
+        *(shifted(axis, step) for axis, step in signs),
+        *(shifted(axis, -step) for axis, step in signs),
+    ]
+    return [f.flatten(1, len(grid)) for f in found]
+
+
 def mar_outputs(g, conds, patches, known, pixel):
-    """A MAR generator's outputs: patches (N, L, C), known (N, L) bool -> five conditions, each (N, L, D)."""
+    """A MAR generator's outputs: patches (N, L, C * P), known (N, L) bool -> conditions, each (N, L, D)."""
     prefix = [g.cond_emb(cond) for cond in reversed(conds[: g.spec.num_conds])]
     if pixel is not None:
         prefix.insert(0, g.pix_proj(pixel))
-    tokens = torch.where(known[..., None], g.patch_emb(patches), g.mask_token)
+    tokens = torch.where(known[..., None], embed(g, patches), g.mask_token)
     x = torch.cat([torch.stack(prefix, dim=1), tokens], dim=1)
     x = g.patch_emb_ln(x + g.pos_embed_learned)
     for b in g.blocks:
         x = block(b, x, g.spec.num_heads, attn_dropout=g.spec.attn_dropout)
-    middle = g.norm(x)[:, len(prefix) :]
-    side = g.spec.grid
-    padded = F.pad(middle.reshape(len(x), side, side, -1), (0, 0, 1, 1, 1, 1))
-    shifted = [
-        padded[:, 1 + y : 1 + y + side, 1 + x : 1 + x + side]
-        for y, x in ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1))
-    ]
-    return [s.reshape(middle.shape) for s in shifted]
+    return neighbours(g.norm(x)[:, len(prefix) :], g.spec.grid)
 
 
 def losses(fractal, images, conds, masks, r_weight):
     """Returns the terms of the loss, level by level.
 
-    images  normalised, (N, 3, H, H)
+    images  normalised, (N, C, *S)
     masks   for each level bool (N, L), True for masked patches, or None for an AR level
     """
     if not isinstance(fractal, FractalGen):
@@ -111,31 +136,37 @@ def losses(fractal, images, conds, masks, r_weight):
     patches = patchify(images, spec.patch_size)
     if isinstance(g, MAR):
         if spec.guiding_pixel:
-            pixel = images.mean(-1).mean(-1)
+            pixel = mean_cell(images)
             terms.append(pixel_loss(g.guiding_pixel_loss, pixel, conds, 5.0 if g.training else 1.0))
         masked = masks[spec.index]
         outputs = [cond[masked] for cond in mar_outputs(g, conds, patches, ~masked, pixel)]
         patches = patches[masked]
     else:
-        x = torch.cat([g.cond_emb(conds[0])[:, None], g.patch_emb(patches)], dim=1)
+        x = torch.cat([g.cond_emb(conds[0])[:, None], embed(g, patches)], dim=1)
         x = g.patch_emb_ln(x + g.pos_embed_learned)
         for b in g.blocks:
             x = rotary_block(b, x, spec.num_heads, g.rope_cos, g.rope_sin)
         outputs, patches = [g.norm(x)[:, :-1].flatten(0, 1)], patches.flatten(0, 1)
-    size = spec.patch_size
-    return terms + losses(fractal.next_fractal, patches.reshape(-1, 3, size, size), outputs, masks, r_weight)
+    return terms + losses(
+        fractal.next_fractal, patches.unflatten(1, spec.patch_shape), outputs, masks, r_weight
+    )
+
+
+def mean_cell(images):
+    """(N, C, *S) -> (N, C): the mean over the last axis, then over the one before it, and so on."""
+    while images.dim() > 2:
+        images = images.mean(-1)
+    return images
 
 
 def pixel_loss(head, pixels, conds, r_weight):
-    """Pixels (N, 3) -> the loss of docs/format.md, "The RGB head", without the added noise."""
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    values = (255 * (pixels * std + mean)).round().clamp(0, 255).long()
+    """Pixels (N, C) -> the loss of docs/format.md, "The RGB head", without the added noise."""
+    values = head.alphabet.to_values(pixels)
     logits = pixel_logits(head, conds[0], values).float()
-    red, green, blue = (
-        F.cross_entropy(logits.flatten(0, 1), values.flatten(), reduction="none").view(-1, 3).mean(0)
-    )
-    r_weight = r_weight if head.training else 1.0
-    return (r_weight * red + green + blue) / (r_weight + 2)
+    nll = F.cross_entropy(logits.flatten(0, 1), values.flatten(), reduction="none").view(values.shape)
+    weights = torch.ones(values.shape[1])
+    weights[0] = r_weight if head.training else 1.0
+    return (nll.mean(0) * weights).sum() / weights.sum()
 
 
 def loss(model, images, labels, masks):
@@ -145,23 +176,21 @@ def loss(model, images, labels, masks):
 
 
 def pixel_logits(head, cond, values):
-    """Conditions (N, D), values (N, 3) -> logits (N, 3, 256). Has the four tokens of the published code."""
-    tokens = [
-        head.cond_proj(cond),
-        head.r_codebook(values[:, 0]),
-        head.g_codebook(values[:, 1]),
-        head.b_codebook(values[:, 2]),
-    ]
-    x = head.ln(torch.stack(tokens, dim=1))
+    """Conditions (N, D), values (N, C) -> logits (N, C, V). Has the C + 1 tokens of the published code."""
+    names = head.alphabet.channel_names
+    books = [getattr(head, f"{name}_codebook") for name in names]
+    x = [head.cond_proj(cond), *(book(values[:, i]) for i, book in enumerate(books))]
+    x = head.ln(torch.stack(x, dim=1))
     for b in head.blocks:
         x = block(b, x, head.num_heads, causal=True)
     x = head.norm(x)
-    tied = ((head.r_codebook, head.r_mlm), (head.g_codebook, head.g_mlm), (head.b_codebook, head.b_mlm))
-    return torch.stack([x[:, i] @ book.weight.T + mlm.bias for i, (book, mlm) in enumerate(tied)], dim=1)
+    biases = [getattr(head, f"{name}_mlm").bias for name in names]
+    tied = enumerate(zip(books, biases, strict=True))
+    return torch.stack([x[:, i] @ book.weight.T + bias for i, (book, bias) in tied], dim=1)
 
 
 def guided_probabilities(logits, doubled, scale, temperature, threshold):
-    """Logits (2N or N, 256) -> probabilities (N, 256), by equation (F7) of docs/format.md, "Sampling"."""
+    """Logits (2N or N, V) -> probabilities (N, V), by equation (F7) of docs/format.md, "Sampling"."""
     logits = logits * temperature
     if not doubled:
         return torch.softmax(logits, dim=-1)
@@ -174,14 +203,14 @@ def guided_probabilities(logits, doubled, scale, temperature, threshold):
 def inverse_cdf(probs, uniforms):
     """Returns the first value whose cumulative probability exceeds the uniform number times the total."""
     cdf = probs.cumsum(-1)
-    return (cdf <= uniforms[:, None] * cdf[:, -1:]).sum(-1).clamp(max=255)
+    return (cdf <= uniforms[:, None] * cdf[:, -1:]).sum(-1).clamp(max=probs.shape[-1] - 1)
 
 
 class ReferenceSampler:
     """Draws images from a model, as docs/format.md, "Sampling" describes it.
 
     steps, scale, schedule, temperature, threshold  the settings of FractalGen.sample
-    pick                                            (probs (N, 256), uniforms (N,)) -> drawn values (N,)
+    pick                                            (probs (N, V), uniforms (N,)) -> drawn values (N,)
     """
 
     def __init__(
@@ -199,27 +228,27 @@ class ReferenceSampler:
 
     @torch.no_grad()
     def sample(self, labels, noise: Noise):
-        """Class labels (N,), or None -> normalised images (N, 3, H, H)."""
+        """Class labels (N,), or None -> normalised images (N, C, *S)."""
         unconditional = self.model.fake_latent.repeat(len(noise), 1)
         cond = unconditional if labels is None else self.model.class_emb(labels)
         cond = torch.cat([cond, unconditional]) if self.doubled else cond
         return self.level(self.model, [cond] * self.model.num_conds, noise, self.scale)
 
     def pixel(self, head, conds, noise, scale):
-        """Draws R, G and B. Conditions, each (N or 2N, D) -> normalised pixels (N, 3)."""
-        n = len(noise)
-        values = torch.zeros(n, 3, dtype=torch.long)
-        for channel in range(3):
+        """Draws the channels. Conditions, each (N or 2N, D) -> normalised pixels (N, C)."""
+        channels = head.alphabet.channels
+        values = torch.zeros(len(noise), channels, dtype=torch.long)
+        for channel in range(channels):
             twice = torch.cat([values, values]) if self.doubled else values
             logits = pixel_logits(head, conds[0], twice)[:, channel]
             probs = guided_probabilities(logits, self.doubled, scale, self.temperature, self.threshold)
             values[:, channel] = self.pick(probs, noise.value_uniforms[:, channel])
-        return normalize(values)
+        return head.alphabet.normalize(values)
 
     def level(self, fractal, conds, noise, scale):
-        """Draws all patches of one level. Conditions, each (N or 2N, D) -> images (N, 3, H, H)."""
+        """Draws all patches of one level. Conditions, each (N or 2N, D) -> images (N, C, *S)."""
         if not isinstance(fractal, FractalGen):
-            return self.pixel(fractal, conds, noise, scale)[:, :, None, None]
+            return self.pixel(fractal, conds, noise, scale).view(len(noise), -1, *noise.maps[0].shape[2:])
         g, spec, n = fractal.generator, fractal.generator.spec, len(noise)
         order = g.order(noise.order_uniforms)  # (N, L)
         canvas = torch.zeros(n, spec.num_patches, spec.patch_dim)
@@ -246,11 +275,11 @@ class ReferenceSampler:
             patches = self.level(fractal.next_fractal, outputs, Noise(picked), scale)
             canvas[rows, where] = patches.reshape(n, end - begin, -1)
             known[rows, where] = True
-        return unpatchify(canvas, spec.patch_size)
+        return unpatchify(canvas, spec.grid, spec.patch_size)
 
     def ar(self, g, conds, canvas, place, caches):
         """Returns the condition of patch number `place`, (N, D), and adds its keys and values to `caches`."""
-        token = g.cond_emb(conds[0]) if place == 0 else g.patch_emb(canvas[:, place - 1])
+        token = g.cond_emb(conds[0]) if place == 0 else embed(g, canvas[:, place - 1])
         x = g.patch_emb_ln(token[:, None] + g.pos_embed_learned[:, place : place + 1])
         for b, past in zip(g.blocks, caches, strict=True):
             cos, sin = g.rope_cos[place : place + 1], g.rope_sin[place : place + 1]
@@ -259,15 +288,11 @@ class ReferenceSampler:
 
 
 def patch_maps(noise, spec):
-    """Cuts the maps of random numbers of the levels below into patches (N, L, 5, s, s)."""
+    """Cuts the maps of random numbers of the levels below into patches (N, L, 2 + C, *s)."""
     cut = []
     for m in noise.maps[1:]:
-        s = m.shape[-1] // spec.grid
-        cut.append(
-            m.reshape(len(m), 5, spec.grid, s, spec.grid, s)
-            .permute(0, 2, 4, 1, 3, 5)
-            .reshape(len(m), -1, 5, s, s)
-        )
+        s = [side // places for side, places in zip(m.shape[2:], spec.grid, strict=True)]
+        cut.append(patchify(m, s).unflatten(2, (-1, *s)))
     return cut
 
 
@@ -275,15 +300,27 @@ class Forced:
     """A `pick` that makes a sampler draw known images, and adds up the bits of all draws."""
 
     def __init__(self, model: FractalGen, values: torch.Tensor, seed: int = 0):
-        """`values` (B, 3, H, H) are the images to draw; the orders of patches are those of `seed`."""
-        self.noise, self.bits = Noise.of_images(seed, range(len(values)), model.noise_sizes), 0.0
-        for side, size in zip(self.noise.maps, model.noise_sizes, strict=True):
-            patches = patchify(normalize(values), size).unflatten(2, (3, size, size))  # (B, L, 3, p, p)
-            # The values of guiding pixels, or of pixels at the last level, (B, 3, L).
-            drawn = to_values(patches.mean(-1).mean(-1), dim=2).transpose(1, 2)
-            side[:, VALUES] = ((drawn + 0.5) / 256).view_as(side[:, VALUES])
+        """`values` (B, C, *S) are the images to draw; the orders of patches are those of `seed`."""
+        alphabet, images = model.alphabet, model.alphabet.normalize(values)
+        self.noise, self.paid = model.noise(seed, range(len(values))), []
+        for numbers, sides in zip(self.noise.maps, as_shapes(model.img_size_list), strict=True):
+            patches = patchify(images, sides).unflatten(2, (alphabet.channels, *sides))  # (B, L, C, *p)
+            # The values of guiding pixels, or of pixels at the last level, (B, C, L).
+            drawn = alphabet.to_values(mean_cell(patches.flatten(0, 1))).unflatten(0, (len(values), -1))
+            drawn = drawn.transpose(1, 2).reshape(numbers[:, VALUES].shape)
+            numbers[:, VALUES] = (drawn + 0.5) / alphabet.num_values
 
     def __call__(self, probs, uniforms):
-        picked = (uniforms * 256).long()
-        self.bits -= probs.double().gather(1, picked[:, None]).log2().sum().item()
+        picked = (uniforms * probs.shape[1]).long()
+        self.paid.append(-probs.double().gather(1, picked[:, None]).log2()[:, 0])
         return picked
+
+    @property
+    def bits(self) -> float:
+        """The bits of all images."""
+        return torch.cat(self.paid).sum().item()
+
+    @property
+    def bits_of_each(self) -> torch.Tensor:
+        """(B,): the bits of each image; only where all images are drawn together, from the first step on."""
+        return torch.stack([paid.view(len(self.noise), -1).sum(1) for paid in self.paid]).sum(0)

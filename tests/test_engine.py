@@ -15,6 +15,7 @@ from util.data.folders import class_folders
 from util.data.loader import ImageDataset, make_loader
 from util.dist import World
 from util.errors import UserError
+from util.pixels import RGB
 from util.run.meters import RunLog
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ def images(tmp_path):
         path = tmp_path / "data" / str(i // 6) / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(values.permute(1, 2, 0).numpy()).save(path)
-    return ImageDataset(class_folders(tmp_path / "data"), 8, seed=0)
+    return ImageDataset(class_folders(tmp_path / "data"), (8, 8), RGB, seed=0)
 
 
 def loader(images, batch_size, shuffled=True):

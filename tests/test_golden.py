@@ -21,12 +21,12 @@ from models import fractalgen
 from models.fractalgen import FractalGen
 from models.generator import Mask
 from models.mar import MAR, cosine_plan
-from models.noise import NUMBERS, ORDER, Noise
+from models.noise import ORDER, Noise
 from models.pixelloss import PixelLoss
 from models.sampling.guidance import Guidance
 from util.crop import center_crop_arr
 from util.dist import World
-from util.pixels import normalize, to_uint8
+from util.pixels import RGB
 
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
 TABLES = {"schedules", "state_dicts"}
@@ -129,7 +129,7 @@ def test_forward_and_gradients_in_bfloat16(case: Case, mode: str, device):
 
 def loss_of(case: Case, model: FractalGen, mode: str) -> torch.Tensor:
     device = model.fake_latent.device
-    images = normalize(torch.from_numpy(case.arrays["u8"]).to(device))
+    images = RGB.normalize(torch.from_numpy(case.arrays["u8"]).to(device))
     labels = torch.from_numpy(case.arrays["labels"]).to(device)
     return model(images, labels, masks=case.masks(model, mode), dither=0.0)
 
@@ -172,11 +172,11 @@ def test_published_nll_is_the_recorded_evaluation_loss(case: Case):
 
 def raster_noise(sizes: list[int], n: int, device: torch.device) -> Noise:
     """Returns random numbers for which every level draws its patches from the last to the first."""
-    maps = [torch.full((n, NUMBERS, 1, 1), 0.5)]
+    maps = [torch.full((n, 5, 1, 1), 0.5)]
     for size, patch in pairwise(sizes):
         grid, parents = size // patch, maps[-1].shape[-1]
         places = torch.arange(grid * grid).flip(0).view(grid, grid) / grid**2
-        level = torch.full((n, NUMBERS, grid * parents, grid * parents), 0.5)
+        level = torch.full((n, 5, grid * parents, grid * parents), 0.5)
         level[:, ORDER] = places.repeat(parents, parents)
         maps.append(level)
     return Noise([part.to(device) for part in maps])
@@ -203,7 +203,7 @@ def test_sampling_equals_golden_exactly(case: Case, device):
             pick=lambda probs, uniforms: probs.argmax(-1),
         )
         golden = torch.from_numpy(case.arrays[f"sample{number}"])
-        assert torch.equal(to_uint8(images).cpu(), golden), f"sample{number}"
+        assert torch.equal(RGB.to_values(images).to(torch.uint8).cpu(), golden), f"sample{number}"
 
 
 def pieces() -> dict[str, np.ndarray]:

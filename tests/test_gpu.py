@@ -25,7 +25,6 @@ from evaluation.report import LiveBytes, training_bytes
 from models.fractalgen import FractalGen, build
 from models.generator import Mask
 from models.mar import MAR
-from models.noise import Noise
 from models.sampling.constraints import Grey, Palette
 from models.sampling.options import SamplingOptions
 from util import dist
@@ -313,7 +312,7 @@ def test_compiled_sampling_gives_the_same(device, kind):
     model = opinionated(tiny_model(kind, num_blocks_list=[1, 1, 1])).to(device)
     likeliest = lambda probs, uniforms: probs.argmax(-1)  # noqa: E731
     labels, settings = torch.tensor([0, 1], device=device), ((1, 4), 3.0, "linear", 1.1, 1e-2)
-    noise = Noise.of_images(3, range(2), model.noise_sizes, device)
+    noise = model.noise(3, range(2), device)
     conds = [torch.cat([model.class_emb(labels), model.fake_latent.repeat(2, 1)])] * model.num_conds
     if device.type == "cpu":
         expected = ReferenceSampler(model, *settings, pick=likeliest).sample(labels, noise)

@@ -22,6 +22,7 @@ from models import fractalgen
 from util.data.loader import ImageDataset, make_loader
 from util.data.source import Source
 from util.dist import World
+from util.pixels import RGB
 from util.run.meters import RunLog
 from util.run.watch import LossWatch
 
@@ -41,7 +42,7 @@ class Stripes(Source):
         stripes = np.arange(8) // (1 + self.labels[:, None]) % 2  # (100, 8)
         self.images = (colours[:, :, None, None] * stripes[:, None, None] + noise).astype(np.uint8)
 
-    def crop(self, index: int, size: int) -> torch.Tensor:
+    def cells(self, index, shape, alphabet) -> torch.Tensor:
         return torch.from_numpy(self.images[index])
 
 
@@ -54,7 +55,7 @@ def losses_of(name: str) -> list[float]:
         np.random.seed(0)
         model = fractalgen.build(name, class_num=4, attn_dropout=0.0, proj_dropout=0.0)
         optimizer = torch.optim.AdamW(add_weight_decay(model, 0.05), lr=1.0, betas=(0.9, 0.95), fused=True)
-        data = ImageDataset(Stripes(), 8, seed=0, flip=True)
+        data = ImageDataset(Stripes(), (8, 8), RGB, seed=0, flip=True)
         loader = make_loader(data, 4, World(), shuffled=True, num_workers=0, pin_memory=False)
         scaler, watch = torch.amp.GradScaler("cpu", enabled=False), LossWatch()
         for epoch in range(RECIPE.epochs):

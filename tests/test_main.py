@@ -584,6 +584,51 @@ def test_an_unconditional_model_goes_all_the_way(tmp_path, capsys):
     )
 
 
+OTHER_DATA = {
+    "sequence": (
+        (16,),
+        "--img_size_list 16x,4,1 --channels 2 --num_values 5 --value_kind categorical",
+        "npy",
+    ),
+    "rectangle": ((4, 6), "--img_size_list 4x6,2x3,1 --channels 1 --num_values 17", "png"),
+    "volume": ((2, 4, 4), "--img_size_list 2x4x4,1x2x2,1 --channels 1 --num_values 300", "npy"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_DATA)
+def test_other_grids_and_alphabets_go_from_an_array_to_generated_files(name, tmp_path, capsys):
+    shape, flags, kind = OTHER_DATA[name]
+    channels, num_values = (
+        int(flags.split(f"--{word} ")[1].split()[0]) for word in ("channels", "num_values")
+    )
+    values = np.random.default_rng(0).integers(0, num_values, (12, *shape, channels)).astype(np.uint16)
+    np.save(tmp_path / "data.npy", values)
+    data, folder = tmp_path / "data.npy", tmp_path / "run"
+    flags = f"{TRAIN} {flags}".replace("--class_num 3", "--class_num 0").replace("fractalar", "fractalmar")
+    run(flags.replace("--epochs 2", "--epochs 1"), data_path=data, output_dir=folder, resume=folder)
+    run(flags, data_path=data, output_dir=folder, resume=folder)
+    assert checkpoint.load(folder / "checkpoint-last.pth")["epoch"] == 1
+    assert Image.open(next((folder / "samples").glob("*.png"))).width > 96
+    capsys.readouterr()
+    own = "--device cpu --num_workers 0 --amp off"  # the rest is that of the run
+    run(f"{own} --evaluate_nll", data_path=data, output_dir=folder, resume=folder)
+    assert 0 < json.loads(capsys.readouterr().out)["bits_per_dim"] < 2 * np.log2(num_values)
+    drawn = []
+    for _ in range(2):
+        run(f"{own} --evaluate_gen --num_images 3 --gen_bsz 2", output_dir=folder, resume=folder)
+        said = capsys.readouterr()
+        drawn.append(json.loads(said.out)["num_drawn"])
+        assert ("the images are not scored" in said.err) == (kind == "png")
+    assert drawn == [3, 0]
+    model = FractalGen.from_pretrained(folder)
+    options = dict(seed=0, temperature=1.0, output_type="np", progress_bar=False)
+    own_images = model.generate(num_images=3, **options)
+    for number, image in enumerate(own_images):
+        path = folder / "generated" / f"{number:05d}.{kind}"
+        found = np.load(path) if kind == "npy" else model.alphabet.from_bytes(np.asarray(Image.open(path)))
+        assert np.array_equal(found.reshape(image.shape), image)
+
+
 def test_images_are_scored_where_a_reference_is_given_or_lies_where_the_published_code_looks(
     data, trained, tmp_path, monkeypatch, capsys, colour_network
 ):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from util.errors import UserError
+from util.pixels import VALUE_KINDS, parse_shape
 
 T = TypeVar("T")
 # defaults that a small model or its data may change (util/run/settings.py)
@@ -55,6 +56,9 @@ def get_args_parser(
 
     def number_list(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
+
+    def sizes(text: str) -> tuple[int | tuple[int, ...], ...]:
+        return tuple(parse_shape(part) if "x" in part else parse_shape(part)[0] for part in text.split(","))
 
     # argparse shows its name
     number_list.__name__ = "comma-separated list of numbers"
@@ -103,13 +107,23 @@ def get_args_parser(
     fixed = "fixed by --model; may be left out"
     add("--img_size", type=int, help=fixed)
     add("--num_conds", type=int, help=fixed)
+    add(
+        "--img_size_list",
+        type=sizes,
+        metavar="SIZE,…",
+        help="all sizes in place of the model's: 28,7,1; by axes 28x20,4x4,1; with one axis 64x,16,1",
+    )
+    add("--channels", type=int, help="channels of a pixel; default: the model's, as a rule 3")
+    add("--num_values", type=int, help="values of a channel, 2 to 65536; default: the model's, as a rule 256")
+    add("--value_kind", choices=VALUE_KINDS, help="whether values are amounts or names; default: the model's")
+    parser.set_defaults(mean=None, std=None)  # those of the model that is resumed
     add("--guiding_pixel", action="store_true", default=None, help=fixed)
     add(
         "--class_num",
         type=int,
         help="default: that of --resume, else as many as the data has, else 1000; 0: an unconditional model",
     )
-    published("--r_weight", "weight of R in the training loss; G and B have weight 1")
+    published("--r_weight", "weight of the first channel (R) in the training loss; the others have weight 1")
     number("--label_drop_prob", 0.1, "share of labels dropped, for guidance")
     published("--attn_dropout")
     published("--proj_dropout")
@@ -167,7 +181,7 @@ def get_args_parser(
     number("--nll_forward_number", 1, "random masks or orders per image")
     switch("--nll_labels", "condition on the classes; default: unconditional")
     switch("--nll_schedule", "follow the sampler's parallel steps (--num_iter_list), in random orders")
-    switch("--evaluate_gen", "write --num_images numbered PNGs, and exit")
+    switch("--evaluate_gen", "write --num_images numbered PNGs (or .npy of what is no image), and exit")
     switch("--online_eval", "write them during training too, every --eval_freq epochs")
     number("--num_images", 50000)
     add(

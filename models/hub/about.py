@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.likelihood.log_likelihood import log_likelihood
+from util.pixels import in_words
 
 MAX_TEXT = 300  # characters
 QUICK_STEPS = 4  # steps of each level: on the bundled model as many bits as 48 and 16 steps, to within 1%
@@ -47,7 +48,7 @@ class About:
 
     @classmethod
     def of_model(cls, model, held_out: np.ndarray, data: str, limits: str) -> "About":
-        """Measures a model on its held-out images, at least two: uint8 (n, side, side, 3)."""
+        """Measures a model on its held-out images, at least two: values (n, *S, C)."""
         bits = np.concatenate([quick_bits_per_dim(model, image) for image in held_out])
         return cls(data, limits, round(float(bits.mean()), 3), round(float(bits.std(ddof=1)), 3))
 
@@ -59,7 +60,7 @@ def quick_bits_per_dim(model, images) -> np.ndarray:
     """
     steps = [min(QUICK_STEPS, generator.spec.num_patches) for generator in model.generators]
     options = dict(num_orders=1, num_inference_steps=steps, progress_bar=False)
-    return -log_likelihood(model, images, **options).bits.numpy() / (3 * model.img_size_list[0] ** 2)
+    return -log_likelihood(model, images, **options).bits.numpy() / model.num_dims
 
 
 def unlike_training(model, image) -> str | None:
@@ -84,9 +85,9 @@ def unlike_training(model, image) -> str | None:
 
 def describe(model, name: str) -> str:
     """Returns one line that names a model, its size, its training data, and what it cannot do."""
-    side, size = model.img_size_list[0], sum(parameter.numel() for parameter in model.parameters())
+    size = sum(parameter.numel() for parameter in model.parameters())
     classes = f", {model.class_num:,} classes" if model.class_num > 1 else ""
-    head = f"{name}: {size / 1e6:.3g} M parameters, {side} x {side} px{classes}"
+    head = f"{name}: {size / 1e6:.3g} M parameters, {in_words(model.image_shape)}{classes}"
     if model.about is None:
         return f"{head}. What it was trained on is not recorded."
     return f"{head}. Trained on {model.about.data}. {model.about.limits}"

@@ -12,23 +12,22 @@ from torch import Tensor
 from models import fractalgen
 from models.fractalgen import FractalGen
 from models.likelihood.bits import evaluation_terms
-from models.noise import Noise
 from util import checkpoint
 from util.errors import UserError, reading
 from util.files import check_writable
 from util.flags import Parser
-from util.pixels import normalize
 
 
 @torch.no_grad()
 def fixed_outputs(model: FractalGen) -> Tensor:
     """Nats of every softmax for two fixed images, one with its class and one without."""
-    side, device = model.img_size_list[0], model.fake_latent.device
+    alphabet, device = model.alphabet, model.fake_latent.device
     random = torch.Generator().manual_seed(0)
-    values = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=random)
-    masks = model.draw_masks(Noise.of_images(0, range(2), model.noise_sizes))
+    shape = 2, alphabet.channels, *model.image_shape
+    values = torch.randint(0, alphabet.num_values, shape, dtype=alphabet.dtype, generator=random)
+    masks = model.draw_masks(model.noise(0, range(2)))
     labels, drop = torch.tensor([0, max(model.class_num - 1, 0)]), torch.tensor([False, True])
-    terms = evaluation_terms(model, normalize(values).to(device), labels, drop, masks)
+    terms = evaluation_terms(model, alphabet.normalize(values).to(device), labels, drop, masks)
     return torch.cat([term.nll.flatten() for term in terms]).cpu()
 
 

@@ -10,10 +10,12 @@ from torch.nn import functional as F
 from models.fractalgen import FractalGen
 from models.generator import Generator
 from models.hub.source import Source
+from models.patches import Shape, as_shapes, grid_of
 from util import checkpoint
 from util.errors import UserError
 
 CLASSES, POSITIONS = "class_emb.weight", "generator.pos_embed_learned"
+INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}  # by the number of axes
 LEAST = 0.5  # share of the numbers of a model that must be taken
 
 
@@ -33,7 +35,9 @@ def begin(model: FractalGen, source: Source, class_names: Sequence[str] | None) 
     for name, target in own.items():
         given = weights.get(name)
         if name == POSITIONS and given is not None and given.shape != target.shape:
-            resized = resize_positions(given, model.generator)
+            sizes = (source.config or {}).get("img_size_list")
+            before = grid_of(*as_shapes(sizes)[:2]) if sizes else None
+            resized = resize_positions(given, before, model.generator)
             if resized is not None and resized.shape == target.shape:
                 lines.append(f"resized: positions of level 0, {given.shape[1]} to {target.shape[1]}")
                 given = resized
@@ -62,20 +66,22 @@ def begin(model: FractalGen, source: Source, class_names: Sequence[str] | None) 
     return [f"weights of {source.path}: {len(merged)} of {len(own)} taken", *lines]
 
 
-def resize_positions(given: Tensor, generator: Generator) -> Tensor | None:
-    """Interpolates learned positions (1, T, D) to the grid of patches of `generator` (bicubic).
+def resize_positions(given: Tensor, before: Shape | None, generator: Generator) -> Tensor | None:
+    """Interpolates learned positions (1, T, D) to the grid of patches of `generator` (cubic for two axes).
 
-    A MAR level has the positions of its prefix tokens before those of the patches; an AR level has one
-    more after them, which nothing uses. These are kept. Returns None where T fits no square grid.
+    `before` is the grid that they are of; None: a square, or one axis, like the generator's. A MAR level has
+    the positions of its prefix tokens before those of the patches; an AR level has one more after them, which
+    nothing uses. These are kept. Returns None where T does not fit the grid.
     """
     grid, first = generator.spec.grid, getattr(generator, "num_prefix", 0)
     others = generator.pos_embed_learned.shape[1] - generator.spec.num_patches
-    patches = given[:, first : given.shape[1] - others + first]
-    if (side := math.isqrt(patches.shape[1])) ** 2 != patches.shape[1]:
+    length = given.shape[1] - others
+    before = (round(max(0, length) ** (1 / len(grid))),) * len(grid) if before is None else before
+    if math.prod(before) != length or len(before) != len(grid):
         return None
-    square = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
-    resized = F.interpolate(square, (grid, grid), mode="bicubic").flatten(2).transpose(1, 2)
-    return torch.cat([given[:, :first], resized.to(given.dtype), given[:, first + side * side :]], dim=1)
+    patches = given[:, first : first + length].unflatten(1, before).movedim(-1, 1).float()
+    resized = F.interpolate(patches, grid, mode=INTERPOLATION[len(grid)]).flatten(2).transpose(1, 2)
+    return torch.cat([given[:, :first], resized.to(given.dtype), given[:, first + length :]], dim=1)
 
 
 def _take_classes(

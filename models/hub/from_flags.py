@@ -2,20 +2,25 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 from models import fractalgen
 from models.fractalgen import FractalGen
 from models.generator import GENERATORS
 from models.hub.classes import imagenet_names
-from models.hub.presets import find_preset
+from models.hub.presets import ADAPTED, CHOSEN, find_preset
 from models.hub.source import Source, find
 from models.layers import Block
+from models.patches import as_shapes
 from models.sampling.labels import find_class
 from models.sampling.options import FLAGS, SamplingOptions
 from util import checkpoint, download
-from util.data.loader import ImageDataset
+from util.data.loader import ImageDataset, open_dataset
+from util.dist import World
 from util.errors import UserError, naming
 from util.flags import from_flags
+from util.pixels import RGB, Alphabet, shape_name
 from util.run.folder import candidates
 from util.run.settings import check_classes, check_ranges, fill_in
 
@@ -35,23 +40,41 @@ def goes_on(args: argparse.Namespace) -> bool:
 def choose_preset(args: argparse.Namespace, source: Source | None) -> None:
     """Fills in the name of the model, which may be that of `source`, and what the name decides.
 
-    The number of classes is that of the weights that --resume holds, where it is known.
+    The number of classes is that of the weights that --resume holds, where it is known. Sizes and what a cell
+    holds are those of --resume, or of --finetune without --model, where no flags say them; but mean and std
+    are not, where flags say that there are other channels or another kind of values.
     """
     if args.class_num is None and goes_on(args):
         args.class_num = source.class_num
+    inherits = source is not None and (goes_on(args) or args.model is None)
     if args.model is None and source is not None and source.config is not None:
         if (name := source.preset) is None:
             raise UserError(f"{source.config_path}: its architecture is that of no --model NAME; see --help")
         args.model = name
     args.model = args.model or "fractalmar_in64"
+    given = {name: x for name in CHOSEN if (x := getattr(args, name)) is not None}
+    theirs = (source.config or {}) if inherits else {}
+    cells = {name: theirs.get(name, getattr(RGB, name)) for name in ("channels", "value_kind")}
+    if cells != {name: given.get(name, cells[name]) for name in cells}:
+        theirs = {**theirs, "mean": None, "std": None}  # they are of other cells
+    chosen = {name: given.get(name, theirs.get(name)) for name in CHOSEN}
     try:
-        preset = find_preset(args.model, guiding_pixel=args.guiding_pixel, num_conds=args.num_conds)
+        with naming({name: f"--{name}" for name in CHOSEN}):
+            preset = find_preset(args.model, **chosen)
+            alphabet = Alphabet(**preset.alphabet)
     except ValueError as error:
         raise UserError(str(error)) from error
-    size = preset.sizes[0]
+    shape = as_shapes(preset.sizes)[0]
+    size = shape[0] if len(shape) == 2 and len(set(shape)) == 1 else None
     if args.img_size not in (None, size):
-        raise UserError(f"--img_size {args.img_size} contradicts --model {args.model}, which has {size}")
-    args.img_size, args.num_iter_list = size, args.num_iter_list or preset.steps
+        raise UserError(
+            f"--img_size {args.img_size} contradicts --model {args.model}, which has {shape_name(shape)}"
+        )
+    vars(args).update(
+        asdict(alphabet), img_size=size, img_size_list=preset.arguments["img_size_list"],
+        num_conds=preset.num_conds, guiding_pixel=preset.guiding_pixel,
+        num_iter_list=args.num_iter_list or preset.steps,
+    )  # fmt: skip
 
 
 def settle(args, source: Source | None, data: dict[str, ImageDataset], processes: int) -> None:
@@ -82,10 +105,19 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
     )  # fmt: skip
 
 
+def open_split(args: argparse.Namespace, split: str, world: World) -> ImageDataset:
+    """The data of "train" or "val", in the shape and the alphabet of the model."""
+    return open_dataset(
+        Path(args.data_path), split, as_shapes(args.img_size_list)[0], from_flags(Alphabet, args),
+        class_num=args.class_num, seed=args.seed, flip=args.flip, shift=args.shift, strict=args.strict_data,
+        world=world, num_workers=args.num_workers or 0,
+    )  # fmt: skip
+
+
 def build_model(args: argparse.Namespace) -> FractalGen:
     names = "guiding_pixel num_conds class_num label_drop_prob attn_dropout proj_dropout r_weight"
     try:
-        flags = {name: getattr(args, name) for name in [*names.split(), "grad_checkpointing"]}
+        flags = {name: getattr(args, name) for name in [*names.split(), "grad_checkpointing", *ADAPTED]}
         model = fractalgen.build(args.model, **flags)
     except ValueError as error:
         raise UserError(str(error)) from error

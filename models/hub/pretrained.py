@@ -23,6 +23,7 @@ from models.hub.source import SAVED_OPTIONS, WRITTEN, find, saved_options
 from models.sampling.options import SamplingOptions, check_steps
 from util import checkpoint
 from util.errors import UserError, one_line, reading
+from util.pixels import in_words
 
 CARD = """---
 {{ card_data }}
@@ -30,7 +31,7 @@ CARD = """---
 
 # A fractal generative model
 
-Generates images of {{ side }} x {{ side }} pixels{{ classes }}; {{ parameters }} parameters. The method is
+Generates images of {{ size }}{{ classes }}; {{ parameters }} parameters. The method is
 that of *Fractal Generative Models* ([arXiv 2502.17437]({{ paper_url }})).
 
 ```python
@@ -113,7 +114,7 @@ class Pretrained(
 
     def generate_model_card(self, **fields):
         return super().generate_model_card(
-            side=self.img_size_list[0],
+            size=in_words(self.image_shape),
             classes=f" of {self.class_num} classes" if self.class_num > 1 else "",
             parameters=f"{sum(parameter.numel() for parameter in self.parameters()):,}",
             **fields,

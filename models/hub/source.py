@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.hub.about import About
 from models.hub.classes import imagenet_names
-from models.hub.presets import PRESETS
+from models.hub.presets import CHOSEN, PRESETS, Preset, find_preset
 from models.sampling.options import SamplingOptions
 from util import checkpoint, download
 from util.errors import UserError, one_line, reading
@@ -44,11 +44,13 @@ class Source:
 
     @property
     def preset(self) -> str | None:
-        """The name in PRESETS of an architecture like the config's, or None."""
-        if self.config is None:
-            return None
-        alike = lambda preset: all(self.config.get(k) == v for k, v in preset.arguments.items())  # noqa: E731
-        return next((name for name, preset in PRESETS.items() if alike(preset)), None)
+        """The name in PRESETS of the config's architecture, perhaps adapted to other data, or None."""
+        for others in ((), CHOSEN):
+            for name, preset in PRESETS.items():
+                own = {key: value for key, value in preset.arguments.items() if key not in others}
+                if all((self.config or {}).get(key) == value for key, value in own.items()):
+                    return name
+        return None
 
     @property
     def class_num(self) -> int | None:
@@ -88,7 +90,9 @@ def find(where: str | Path, **hub) -> Source:
     if str(where) in download.FILES:
         weights = download.download(str(where))
         return Source(
-            weights, _of_preset(str(where), class_names=imagenet_names(), about=asdict(PUBLISHED)), weights
+            weights,
+            _of_preset(PRESETS[str(where)], class_names=imagenet_names(), about=asdict(PUBLISHED)),
+            weights,
         )
     config_path = _file(where, CONFIG_NAME, hub)
     return Source(_file(where, checkpoint.SAFETENSORS_NAME, hub), *_config(config_path))
@@ -99,8 +103,7 @@ def saved_options(options: SamplingOptions) -> dict:
     return {name: getattr(options, name) for name in SAVED_OPTIONS}
 
 
-def _of_preset(name: str, **others) -> dict:
-    preset = PRESETS[name]
+def _of_preset(preset: Preset, **others) -> dict:
     return {**preset.arguments, **others, "sampling_defaults": saved_options(preset.sampling_defaults)}
 
 
@@ -115,7 +118,8 @@ def _config(path: Path) -> tuple[dict, Path]:
             if (name := settings["model"]) not in PRESETS:
                 raise ValueError(f"unknown model {name}")
             known = {key: settings[key] for key in TRAINED_WITH}
-            config = _of_preset(name, **known, class_names=settings.get("class_names"))
+            own = {key: settings.get(key) for key in CHOSEN}
+            config = _of_preset(find_preset(name, **own), **known, class_names=settings.get("class_names"))
     return config, path
 
 

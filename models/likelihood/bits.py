@@ -1,6 +1,6 @@
 """Bits of each image from the terms of the loss: by head, channel and level (paper, 5.1).
 
-Letters: B images, L patches of an image, R rows. `model` is a FractalGen.
+Letters: B images, C channels, L patches of an image, R rows. `model` is a FractalGen.
 """
 
 import math
@@ -31,7 +31,7 @@ def draw_steps(model, noise: Noise, num_iter_list: Sequence[int]) -> list[Steps 
 
 
 def evaluation_terms(model, images: Tensor, labels: Tensor, label_drop: Tensor, masks, **options):
-    """The loss terms of normalised images (B, 3, H, H) in evaluation, under masks or Steps (paper, 5.1).
+    """The loss terms of normalised images (B, C, *S) in evaluation, under masks or Steps (paper, 5.1).
 
     labels, label_drop  (B,): the classes, and whether each image is measured without its class
     options             of the model's call
@@ -80,7 +80,7 @@ class Rows:
 
 
 def trace_rows(model, masks: Sequence[Mask | Steps | None], num_images: int) -> list[Rows]:
-    """The rows of every level under these masks; those of the RGB head come last (paper, 5.1)."""
+    """The rows of every level under these masks; those of the head come last (paper, 5.1)."""
     own, ones = torch.arange(num_images), torch.ones(num_images, dtype=torch.float64)
     rows = [Rows(own, own, ones, ones, torch.zeros_like(own))]
     for generator, mask in zip(model.generators, masks, strict=True):
@@ -105,7 +105,7 @@ def _rows_below(generator: Generator, mask: Mask | Steps | None, above: Rows) ->
 
 
 def bits_by_term(terms: Sequence[LossTerm], rows: Sequence[Rows]) -> dict[str, Tensor]:
-    """The terms of one evaluation pass and its rows -> bits (B, 3) float64 of R, G, B, by term.
+    """The terms of one evaluation pass and its rows -> bits (B, C) float64 of the channels, by term.
 
     An AR level's rows count once, and so do those of a MAR level that follows the sampler's Steps. The sum is
     then -log2 p(image | the drawn orders), exactly as the unguided sampler draws. At a MAR level with a Mask
@@ -123,12 +123,13 @@ def bits_by_term(terms: Sequence[LossTerm], rows: Sequence[Rows]) -> dict[str, T
     for term in terms:
         of_head = rows[term.level]
         values = of_head.weight[:, None] * term.nll.cpu().double() / LN2  # sync
-        bits[term.name] = values.new_zeros(len(rows[0].owner), 3).index_add_(0, of_head.owner, values)
+        sums = values.new_zeros(len(rows[0].owner), values.shape[1])
+        bits[term.name] = sums.index_add_(0, of_head.owner, values)
     return bits
 
 
 def bits_by_level(model, terms: Sequence[LossTerm], rows: Sequence[Rows]) -> dict[str, Tensor]:
-    """For each level, "level0", …, (B, 4, 2) float64: bits and their number of sub-pixels (paper, 5.1).
+    """For each level, "level0", …, (B, 4, 2) float64: bits and their number of dimensions (paper, 5.1).
 
     Entry q counts the patches that were decided while quarter q of their level's patches was known, with
     everything inside them. All bits are spent on pixels, so no level has bits of its own. What a level

@@ -2,7 +2,7 @@
 
 A surprising image is not an anomaly: a plain grey image can be more likely than any training image (Nalisnick
 et al. 2019, arXiv 1810.09136).
-Letters: B images, H image side, C classes, S drawn orders, R rows.
+Letters: B images, C channels, S an image's sides, K classes, O drawn orders, R rows.
 """
 
 import math
@@ -25,12 +25,15 @@ from models.sampling.options import steps_of_levels
 from models.sampling.precision import check_finite
 from util.errors import ArgumentError, UserError, real_number, whole_number
 from util.inputs import to_value_batch
-from util.pixels import normalize
+from util.pixels import RGB, Alphabet
 
 MAX_PIXELS = 2**16  # evaluated together
 OVERFLOW = "the likelihood is not finite: numbers overflow"
-# The dimensions of (B, levels above the pixel, 3, H, H) that are summed.
-REDUCTIONS = {"image": (1, 2, 3, 4), "pixel": (1, 2), "channel": (1, 3, 4), "level": (2, 3, 4)}
+# How bits (B, levels above the pixel, C, *S) are summed.
+REDUCTIONS = {
+    "image": lambda bits: bits.flatten(1).sum(1), "pixel": lambda bits: bits.sum((1, 2)),
+    "channel": lambda bits: bits.flatten(3).sum((1, 3)), "level": lambda bits: bits.flatten(2).sum(2),
+}  # fmt: skip
 
 
 class LogLikelihood(NamedTuple):
@@ -54,11 +57,11 @@ def log_likelihood(
 ) -> LogLikelihood:
     """log2 p(image), with or without its class: in bits, at most 0 (paper, 5.1).
 
-    images               as `model.edit` takes them, of the model's size
+    images               as `model.edit` takes them, of the model's shape
     class_labels         one for all images, or one for each, a number or a name; None: unconditional
-    reduce               "image": (B,). "pixel": (B, H, H), a map of where the bits go. "channel": (B, 3), for
-                         R, G, B. "level": (B, levels above the pixel), by the softmax below each level: first
-                         those of guiding pixels, 0 where a level has none, then the pixels' own
+    reduce               "image": (B,). "pixel": (B, *S), a map of where the bits go. "channel": (B, C), for
+                         RGB R, G, B. "level": (B, levels above the pixel), by the softmax below each level:
+                         first those of guiding pixels, 0 where a level has none, then the pixels' own
     num_orders           number of orders drawn for each image, if the model has a MAR level; the result is
                          their mean
     num_inference_steps  of each level, or one number for all, as in `generate`: the likelihood is that of
@@ -76,7 +79,7 @@ def log_likelihood(
     images = model_images(model, images)
     labels = labels_of_each(model, class_labels, len(images))
     orders = num_orders, num_inference_steps, seed
-    found = _by_order(model, images, labels, *orders, REDUCTIONS[reduce], progress_bar)
+    found = _by_order(model, images, labels, *orders, reduce, progress_bar)
     check_finite(model, found, OVERFLOW)
     if is_exact(model):
         error = torch.zeros_like(found[0])
@@ -99,7 +102,7 @@ def classify(
     seed: int = 0,
     progress_bar: bool = True,
 ) -> Tensor:
-    """p(class | image) by Bayes' rule (paper, 5.1): (B, C) float64 on the host; rows sum to 1.
+    """p(class | image) by Bayes' rule (paper, 5.1): (B, K) float64 on the host; rows sum to 1.
 
     classes  those that are considered, numbers or names, in the order of the columns; default: all
     prior    their probabilities before the image is seen; default: equal
@@ -116,7 +119,7 @@ def classify(
     logs = []
     for label in tqdm(labels, desc="classes", disable=not progress_bar):
         same, orders = [label] * len(images), (num_orders, num_inference_steps, seed)
-        bits = _by_order(model, images, same, *orders, REDUCTIONS["image"], False)
+        bits = _by_order(model, images, same, *orders, "image", False)
         logs.append((bits * LN2).logsumexp(0) - math.log(len(bits)))  # (B,), nats
     logs = torch.stack(logs, dim=1)
     check_finite(model, logs, OVERFLOW)
@@ -124,7 +127,7 @@ def classify(
 
 
 def prior_of(prior: Sequence[float] | None, num_classes: int) -> Tensor:
-    """The prior of `classify` as (C,) float64, equal where it is None. Raises UserError for what is none."""
+    """The prior of `classify` as (K,) float64, equal where it is None. Raises UserError for what is none."""
     wanted = f"{num_classes} numbers from 0, one for each class, not all 0"
     prior = [1.0] * num_classes if prior is None else prior
     prior = prior.tolist() if hasattr(prior, "tolist") else prior
@@ -136,10 +139,16 @@ def prior_of(prior: Sequence[float] | None, num_classes: int) -> Tensor:
     return torch.tensor(weights, dtype=torch.float64)
 
 
+def pixels_together(alphabet: Alphabet, most: int) -> int:
+    """How many pixels to evaluate together: `most` of RGB, and fewer where a pixel has more logits."""
+    logits, of_rgb = (one.channels * one.num_values for one in (alphabet, RGB))
+    return max(1, min(most, most * of_rgb // logits))
+
+
 def model_images(model, images) -> Tensor:
-    """Images as users give them -> normalised images (B, 3, H, H) of the model's size, on its device."""
-    values = to_value_batch(images, model.img_size_list[0])
-    return normalize(values.to(model.fake_latent.device, non_blocking=True), dtype=model.generator.dtype)
+    """Images as users give them -> normalised images (B, C, *S) of the model's shape, on its device."""
+    values = to_value_batch(images, model.image_shape, model.alphabet)
+    return model.alphabet.normalize(values.to(model.fake_latent.device, non_blocking=True))
 
 
 def _by_order(
@@ -149,45 +158,42 @@ def _by_order(
     num_orders: int,
     num_inference_steps: Sequence[int] | None,
     seed: int,
-    summed: tuple[int, ...],
+    reduce: str,
     progress_bar: bool,
 ) -> Tensor:
-    """log2-likelihoods of normalised images for each drawn order: (S, B, …), float64 on the host.
-
-    summed  the dimensions of the bits that are added up, see REDUCTIONS
-    """
+    """log2-likelihoods of normalised images for each drawn order: (O, B, …), float64 on the host."""
     num_orders = whole_number("num_orders", num_orders, 1)
     steps = steps_of_levels(model, num_inference_steps)
     num_orders = 1 if is_exact(model) else num_orders
     labels = torch.tensor(labels) if labels is not None else None
-    parts = torch.arange(len(images)).split(max(1, MAX_PIXELS // model.img_size_list[0] ** 2))
+    together = pixels_together(model.alphabet, MAX_PIXELS) // math.prod(model.image_shape)
+    parts = torch.arange(len(images)).split(max(1, together))
     passes = [(order, rows) for order in range(num_orders) for rows in parts]
     found = []
     with eval_mode(model):
         for order, rows in tqdm(passes, desc="likelihood", disable=not progress_bar):
-            noise = Noise.of_images(seed, (rows + order * 2**32).tolist(), model.noise_sizes)
+            noise = model.noise(seed, (rows + order * 2**32).tolist())
             some = labels[rows] if labels is not None else None
             there = rows.to(images.device, non_blocking=True)
-            found.append(-_bits(model, images[there], some, noise, steps).sum(summed))
+            found.append(-REDUCTIONS[reduce](_bits(model, images[there], some, noise, steps)))
     return torch.cat(found).unflatten(0, (num_orders, -1))
 
 
 def _bits(model, images: Tensor, labels: Tensor | None, noise: Noise, num_iter_list: Sequence[int]) -> Tensor:
-    """Bits of each head and sub-pixel: (B, levels above the pixel, 3, H, H) float64, on the host."""
+    """Bits of each head and dimension: (B, levels above the pixel, C, *S) float64, on the host."""
     num_levels = len(model.generators)
     maps = torch.zeros(num_levels, *images.shape, dtype=torch.float64)
     for term in terms_in_steps(model, images, labels, draw_steps(model, noise, num_iter_list)):
         level = term.level if term.level >= 0 else num_levels
-        side = model.img_size_list[level]
         nll = term.nll.cpu().double()  # sync
-        maps[level - 1] = spread(model, nll / (LN2 * side**2), level)
+        maps[level - 1] = spread(model, nll / (LN2 * math.prod(model.shapes[level])), level)
     return maps.transpose(0, 1)
 
 
 def terms_in_steps(
     model, images: Tensor, labels: Tensor | None, steps: Sequence[Steps | None]
 ) -> list[LossTerm]:
-    """The loss terms of normalised images (B, 3, H, H) in the sampler's `steps` (paper, 5.1).
+    """The loss terms of normalised images (B, C, *S) in the sampler's `steps` (paper, 5.1).
 
     labels  (B,); None: unconditional
     """
@@ -197,10 +203,11 @@ def terms_in_steps(
 
 
 def spread(model, values: Tensor, level: int) -> Tensor:
-    """Spreads a value (R, 3) of each image of `level` over its pixels: (B, 3, H, H) (paper, 5.1)."""
-    side = model.img_size_list[level]
-    found = values[:, :, None, None].expand(-1, -1, side, side)
+    """Spreads a value (R, C) of each image of `level` over its pixels: (B, C, *S) (paper, 5.1)."""
+    shape = model.shapes[level]
+    found = values[(..., *[None] * len(shape))].expand(*values.shape, *shape)
     for generator in reversed(model.generators[:level]):
         spec = generator.spec
-        found = unpatchify(found.reshape(-1, spec.num_patches, spec.patch_dim), spec.patch_size)
+        patches = found.reshape(-1, spec.num_patches, spec.patch_dim)
+        found = unpatchify(patches, spec.grid, spec.patch_size)
     return found

@@ -1,7 +1,7 @@
 """How an AR level decides its next patch (docs/format.md, "AR levels"): one token a step, with the keys and
 values of the earlier tokens in a cache.
 
-Letters: N images, L patches, C = 3 * p * p, D width, h halves (2 with guidance, otherwise 1), M = h * N
+Letters: N images, L patches, D width, h halves (2 with guidance, otherwise 1), M = h * N
 sequences, T tokens, S keys, d width of a head.
 """
 
@@ -63,7 +63,7 @@ class ARSampler(TransformerSampler):
         tokens = [state.condition[:, None]] if new is None or not state.begun else []
         state.begun = True
         if new is not None:
-            embedded = self.patch_emb(new.flatten(0, 1).to(self.setup.dtype)).unflatten(0, new.shape[:2])
+            embedded = self.embed(new).unflatten(0, new.shape[:2])
             tokens.append(embedded.repeat(state.halves, 1, 1))
         x = tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=1)
         if x.shape[1] > 1:

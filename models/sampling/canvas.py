@@ -2,8 +2,9 @@
 4.1; docs/format.md, "Sampling").
 
 A level's sampler lives for one sampling call. Its plan consists of integers on the host, so that nothing
-waits for the device. Letters: N images of this level, H image side, p patch side, C = 3 * p * p, L patches of
-an image, D width, k patches of one step, h halves (2 with guidance, otherwise 1).
+waits for the device. Letters: N images of this level, C channels, S an image's sides, p a patch's sides (one
+number for each axis), P cells of a patch, L patches of an image, D width, k patches of one step, h halves (2
+with guidance, otherwise 1).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from models.generator import Generator
+from models.generator import Generator, LevelSpec
 from models.noise import Noise
-from models.patches import patchify, put, unpatchify
+from models.patches import Shape, patchify, put, unpatchify
 from models.sampling.guidance import Guidance
 from models.sampling.known import GroupCallback, KnownPixels, OnStep
 from models.sampling.prepare import FastLayerNorm, FastLinear, Setup
@@ -30,7 +31,7 @@ class Batch:
     noise      the random numbers of the images
     num_iters  the numbers of steps of this level and of the levels below it
     known      the known pixels of the images and the constraint on the others; None: there are neither
-    on_step    called with (step, number of steps, canvas (N, 3, H, H)) after each step of this level, or None
+    on_step    called with (step, number of steps, canvas (N, C, *S)) after each step of this level, or None
     """
 
     conds: Sequence[Tensor]
@@ -57,12 +58,12 @@ class Sampler:
     """Samples images of one size: of a level, or single pixels (paper, 3.2).
 
     num_conds   the number of conditions that it uses
-    patch_size  the side of the patches that its plan counts
+    patch_size  the sides of the patches that its plan counts
     max_images  the largest number of images that are sampled together; None: no limit
     """
 
     num_conds: int
-    patch_size: int
+    patch_size: Shape
     max_images: int | None = None
 
     def plan(self, num_iters: Sequence[int], hidden: int | None = None) -> tuple:
@@ -70,11 +71,11 @@ class Sampler:
         raise NotImplementedError
 
     def draw(self, batch: Batch, plan: tuple) -> Tensor:
-        """Samples normalised images (N, 3, H, H), which all take the steps of `plan`."""
+        """Samples normalised images (N, C, *S), float32, which all take the steps of `plan`."""
         raise NotImplementedError
 
     def sample(self, batch: Batch) -> Tensor:
-        """Samples normalised images (N, 3, H, H). Known pixels stay; images wholly known take no time."""
+        """Samples normalised images (N, C, *S). Known pixels stay; images wholly known take no time."""
         if self.max_images is not None and len(batch) > self.max_images:
             parts = range(0, len(batch), self.max_images)
             return torch.cat([self.sample(batch.part(slice(i, i + self.max_images))) for i in parts])
@@ -115,8 +116,8 @@ class LevelSampler(Sampler):
     def predict(self, state, new: Tensor | None, begin: int, end: int) -> list[Tensor]:
         """Computes the conditions of the patches at places [begin, end) of the order, each (h * N * k, D).
 
-        Their rows go through halves, then images, then patches. `new` (N, k', C) holds the patches at places
-        [begin - k', begin), which were decided since the last call; None if there are none.
+        Their rows go through halves, then images, then patches. `new` (N, k', C * P) holds the patches at
+        places [begin - k', begin), which were decided since the last call; None if there are none.
         """
         raise NotImplementedError
 
@@ -124,11 +125,11 @@ class LevelSampler(Sampler):
         return tuple(self.generator.plan(num_iters[0], hidden))
 
     def first_canvas(self, state, batch: Batch) -> Tensor:
-        """What a step callback sees first: images (N, 3, H, H), grey where nothing is known."""
+        """What a step callback sees first: images (N, C, *S), the mean where nothing is known."""
         if batch.known is not None:
             return batch.known.shown()
-        side, dtype = self.generator.spec.img_size, self.generator.dtype
-        return torch.zeros(len(batch), 3, side, side, dtype=dtype, device=batch.conds[0].device)
+        spec = self.generator.spec
+        return torch.zeros(len(batch), spec.alphabet.channels, *spec.img_size, device=batch.conds[0].device)
 
     def draw(self, batch: Batch, plan: tuple) -> Tensor:
         """Runs the steps of a level (docs/format.md, "Sampling"), each down to the pixels."""
@@ -138,7 +139,7 @@ class LevelSampler(Sampler):
             precedence = batch.known.precedence(spec.patch_size).to(uniforms.device, non_blocking=True)
         order = self.generator.order(uniforms, precedence)  # (N, L)
         state = self.start(batch, order)
-        canvas = Canvas(batch, order, spec.patch_size, plan)
+        canvas = Canvas(batch, order, spec, plan)
         if batch.on_step is not None:
             canvas.show(self.first_canvas(state, batch), spec.index + 1 < self.setup.options.watch_levels)
         for begin, end, progress in plan:
@@ -155,10 +156,10 @@ class LevelSampler(Sampler):
 class Canvas:
     """The patches of a batch in the order of decision (F2), which the level below gets step by step."""
 
-    def __init__(self, batch: Batch, order: Tensor, patch_size: int, plan: tuple):
-        self.batch, self.order, self.patch_size, self.plan = batch, order, patch_size, plan
+    def __init__(self, batch: Batch, order: Tensor, spec: LevelSpec, plan: tuple):
+        self.batch, self.order, self.spec, self.plan = batch, order, spec, plan
         self.noise = batch.noise.in_order(order)
-        self.known = batch.known.in_order(patch_size, order) if batch.known is not None else None
+        self.known = batch.known.in_order(spec.patch_size, order) if batch.known is not None else None
         first = plan[0][0]  # the number of patches that are known from the beginning
         self.decided = [self.known.patches[:, :first]] if first else []
         self.new = list(self.decided)  # decided since the last prediction
@@ -171,7 +172,7 @@ class Canvas:
         return self.known.step(begin, end).images
 
     def take_new(self) -> Tensor | None:
-        """The patches (N, k, C) that were decided since the last call; None if there are none."""
+        """The patches (N, k, C * P) that were decided since the last call; None if there are none."""
         new, self.new = self.new, []
         return torch.cat(new, dim=1) if len(new) > 1 else new[0] if new else None
 
@@ -182,29 +183,33 @@ class Canvas:
         return Batch(conds, guidance, self.noise.step(begin, end), self.batch.num_iters[1:], known, on_step)
 
     def put(self, patches: Tensor) -> None:
-        """Takes the next step's patches (N * k, 3, p, p), and calls the step callback."""
+        """Takes the next step's patches (N * k, C, *p), and calls the step callback."""
         begin, end, _ = self.plan[self.step]
         patches = patches.reshape(len(self.order), end - begin, -1)
         self.decided.append(patches)
         self.new.append(patches)
         if self.shown is not None:
             self.shown = put(self.shown, self.order[:, begin:end], patches)
-            self.batch.on_step(self.step, len(self.plan), unpatchify(self.shown, self.patch_size))
+            self.batch.on_step(self.step, len(self.plan), self.join(self.shown))
         self.step += 1
 
     def images(self) -> Tensor:
-        """Joins all patches to images (N, 3, H, H), after the last step."""
+        """Joins all patches to images (N, C, *S), after the last step."""
         decided = torch.cat(self.decided, dim=1)
-        return unpatchify(put(torch.empty_like(decided), self.order, decided), self.patch_size)
+        return self.join(put(torch.empty_like(decided), self.order, decided))
+
+    def join(self, patches: Tensor) -> Tensor:
+        """Joins patches (N, L, C * P), in the grid's order, to images (N, C, *S)."""
+        return unpatchify(patches, self.spec.grid, self.spec.patch_size)
 
     def show(self, images: Tensor, within: bool) -> None:
         """Starts to show patches on these images; with `within` also after each step of the level below."""
-        self.shown, self.shows_within = patchify(images, self.patch_size), within
+        self.shown, self.shows_within = patchify(images, self.spec.patch_size), within
 
     def show_within(self, where: Tensor, _step: int, _num_steps: int, images: Tensor) -> None:
-        """The step callback of the level below: shows images (N * k, 3, p, p) at patches `where` (N, k)."""
+        """The step callback of the level below: shows images (N * k, C, *p) at patches `where` (N, k)."""
         grown = put(self.shown, where, images.reshape(*where.shape, -1))
-        self.batch.on_step(self.step, len(self.plan), unpatchify(grown, self.patch_size))
+        self.batch.on_step(self.step, len(self.plan), self.join(grown))
 
 
 class TransformerSampler(LevelSampler):
@@ -216,8 +221,13 @@ class TransformerSampler(LevelSampler):
         self.cond_emb, self.patch_emb = (
             FastLinear.of(x, dtype) for x in (generator.cond_emb, generator.patch_emb)
         )
+        self.patch_inputs = generator.patch_emb.inputs
         self.embedding_norm = FastLayerNorm(generator.patch_emb_ln, self.stream)
         self.norm = FastLayerNorm(generator.norm, dtype)
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Embeds patches (N, k, C * P) in the dtype of matrix products: (N * k, D)."""
+        return self.patch_emb(self.patch_inputs(patches.flatten(0, 1)).to(self.setup.dtype))
 
 
 SAMPLERS: dict[type[Generator], type[LevelSampler]] = {}

@@ -1,6 +1,6 @@
 """From class labels to images: what surrounds the samplers in one call (paper, 3.2 and 5.2).
 
-Letters: B images, H image side, D width, h halves (2 with guidance, otherwise 1).
+Letters: B images, C channels, S an image's sides, D width, h halves (2 with guidance, otherwise 1).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,21 +23,19 @@ from models.sampling.pixel import PixelSampler
 from models.sampling.precision import check_finite, few_threads, sampling_dtype
 from models.sampling.prepare import Setup
 from util.errors import ArgumentError, UserError, naming, whole_number
-from util.pixels import NotebookCanvas, to_numpy, to_pil
-
-OUTPUT_TYPES = {"pil": to_pil, "np": to_numpy, "pt": lambda images: images}
+from util.pixels import NotebookCanvas
 
 
 def build_sampler(fractal: nn.Module, setup: Setup) -> Sampler:
-    """Builds the samplers of a FractalGen and of all levels in it, down to the RGB head (paper, 3.1).
+    """Builds the samplers of a FractalGen and of all levels in it, down to the head (paper, 3.1).
 
-    They are made for one call. `fractal` may also be the RGB head itself.
+    They are made for one call. `fractal` may also be the head itself.
     """
     generators = []
     while hasattr(fractal, "next_fractal"):
         generators.append(fractal.generator)
         fractal = fractal.next_fractal
-    sampler = PixelSampler(fractal, setup)
+    sampler = PixelSampler(fractal, setup, axes=len(generators[-1].spec.grid) if generators else 2)
     for generator in reversed(generators):
         sampler = sampler_class(generator)(generator, sampler, setup)
     return sampler
@@ -53,7 +51,7 @@ def sample_images(
     on_step: OnStep | None = None,
     known: KnownPixels | None = None,
 ) -> Tensor:
-    """Samples normalised images (B, 3, H, H) from conditions (docs/format.md, "Sampling").
+    """Samples normalised images (B, C, *S), float32, from conditions (docs/format.md, "Sampling").
 
     conds           `model.num_conds` conditions, each (h * B, D): with guidance class conditions, then
                     `fake_latent`
@@ -74,7 +72,7 @@ def sample_images(
     device = conds[0].device
     if noise is None:
         indices = range(rows // 2 if guidance.doubled else rows)
-        noise = Noise.of_images(int(torch.randint(2**63 - 1, ())), indices, model.noise_sizes, device)
+        noise = model.noise(int(torch.randint(2**63 - 1, ())), indices, device)
     if known is not None and not known.hidden.any():
         return known.images.clone()
     dtype = sampling_dtype(model, options.amp)
@@ -103,7 +101,7 @@ def sample(
     known: KnownPixels | None = None,
     **settings,
 ) -> Tensor:
-    """The published call (docs/format.md, "Published names and flags"): normalised images (B, 3, H, H).
+    """The published call (docs/format.md, "Published names and flags"): normalised images (B, C, *S).
 
     cond_list      `num_conds` conditions, each (B, D), or with cfg != 1 (2 B, D): class conditions, then
                    `fake_latent`
@@ -121,7 +119,7 @@ def sample(
         raise ArgumentError(
             "fractal_level", f"{fractal_level} is not this module's, which is {model.fractal_level}"
         )
-    on_step = NotebookCanvas(then=on_step) if visualize else on_step
+    on_step = NotebookCanvas(model.alphabet, then=on_step) if visualize else on_step
     settings = {"amp": "off", **settings}
     options = SamplingOptions(num_iter_list, cfg, cfg_schedule, temperature, filter_threshold, **settings)
     with naming(PUBLISHED):
@@ -136,7 +134,7 @@ def generate(
     seed: int | Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     indices: Sequence[int] | None = None,
-    output_type: str = "pil",
+    output_type: str | None = None,
     callback_on_step_end: OnStep | None = None,
     progress_bar: bool = True,
     known: KnownPixels | None = None,
@@ -151,16 +149,21 @@ def generate(
                   and keeps the random numbers of the others
     generator     draws the seed, where none is given; giving both raises ValueError
     indices       the numbers i of the images within the seed; default 0, 1, …
-    output_type   "pil": list of RGB images; "np": uint8 (B, H, H, 3); "pt": normalised float (B, 3, H, H)
-    callback_on_step_end  called with (step, number of steps, canvas (B, 3, H, H)) after each step of level 0
+    output_type   "pil": a list of grey, RGB or RGBA images; "np": values, an integer array (B, *S, C); "pt":
+                  normalised float (B, C, *S). Default: "pil", or "np" where `Alphabet.is_image` is False
+    callback_on_step_end  called with (step, number of steps, canvas (B, C, *S)) after each step of level 0
     known         the known pixels of the images, as `model.edit` passes them; None: there are none
     settings      fields of `SamplingOptions`, such as guidance_scale, temperature, num_inference_steps or
                   chunk; default, and where None: as in `model.sampling_defaults`
 
     Raises UserError for a setting or class out of range.
     """
-    if output_type not in tuple(OUTPUT_TYPES):
-        raise ArgumentError("output_type", f"{output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
+    outputs = {"np": model.alphabet.to_numpy, "pt": lambda images: images}
+    if model.alphabet.is_image(model.image_shape):
+        outputs = {"pil": model.alphabet.to_pil, **outputs}
+    output_type = next(iter(outputs)) if output_type is None else output_type
+    if output_type not in tuple(outputs):
+        raise ArgumentError("output_type", f"{output_type!r} must be one of {', '.join(outputs)}")
     labels = check_labels(model, class_labels)
     n = len(labels) if labels is not None else 1
     if num_images is not None:
@@ -192,7 +195,7 @@ def generate(
         seed = int(torch.randint(2**63 - 1, (), generator=generator, device=device))
     elif generator is not None:
         raise UserError("give seed or generator, not both")
-    noise = Noise.of_images(seed, indices, model.noise_sizes, cond.device)
+    noise = model.noise(seed, indices, cond.device)
     # These two may log a line, which shall come before the bar.
     options = replace(options, num_inference_steps=steps_of_levels(model, options.num_inference_steps))
     sampling_dtype(model, options.amp)
@@ -205,7 +208,7 @@ def generate(
                 callback_on_step_end(step, num_steps, canvas)
 
         images = sample_images(model, [cond] * model.num_conds, options, noise, on_step=on_step, known=known)
-    return OUTPUT_TYPES[output_type](images)
+    return outputs[output_type](images)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

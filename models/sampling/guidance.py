@@ -1,7 +1,7 @@
-"""Classifier-free guidance of a softmax over 256 values (paper, 4.1; docs/format.md, "Sampling").
+"""Classifier-free guidance of a softmax (paper, 4.1; docs/format.md, "Sampling").
 
-Letters: N rows; logits are float32. A doubled batch holds the class-conditional rows, then the unconditional
-rows.
+Letters: N rows, V values; logits are float32. A doubled batch holds the class-conditional rows, then the
+unconditional rows.
 """
 
 import sys
@@ -24,13 +24,13 @@ MIN_POSITIVE = sys.float_info.min
 def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Draws one value in each row (docs/format.md, "Sampling"), never one of probability 0.
 
-    Probabilities (N, 256) and uniforms (N,) in [0, 1) -> values (N,) int64. The value of a row that is not
-    finite means nothing; it is from 0 to 256.
+    Probabilities (N, V) and uniforms (N,) in [0, 1) -> values (N,) int64. The value of a row that is not
+    finite means nothing; it is from 0 to V.
     """
     cdf = probs.cumsum(-1)
     threshold = uniforms[:, None] * cdf[:, -1:]
     # The threshold is below the last sum, also when it is rounded, because a float32 below 1 is at most
-    # 1 - 2**-24: the value is at most 255.
+    # 1 - 2**-24: the value is at most V - 1.
     return torch.searchsorted(cdf, threshold, right=True).squeeze(-1)
 
 
@@ -43,7 +43,7 @@ class Guidance:
     temperature       multiplies the logits: above 1 is sharper, the reverse of other libraries, which divide
                       by it
     filter_threshold  where the conditional probability is below it, the unconditional logit is lifted
-    pick              (probabilities (N, 256), uniforms (N,)) -> values (N,) int64
+    pick              (probabilities (N, V), uniforms (N,)) -> values (N,) int64
     doubled           whether the batch holds an unconditional half
     heads             where scales or temperatures differ: one Guidance for the softmax below each level
     """
@@ -111,9 +111,9 @@ class Guidance:
         return x.unflatten(0, (2, -1))[:, rows].flatten(0, 1) if self.doubled else x[rows]
 
     def probabilities(self, logits: Tensor, log_weights: Tensor | None = None) -> Tensor:
-        """Logits (2N or N, 256) -> probabilities (N, 256) by (F7), and a softmax.
+        """Logits (2N or N, V) -> probabilities (N, V) by (F7), and a softmax.
 
-        They are multiplied by exp(log_weights) (N, 256) before they are normalised. The temperature comes
+        They are multiplied by exp(log_weights) (N, V) before they are normalised. The temperature comes
         first, then the filter (docs/format.md, "Sampling"). Terms that are constant in a row are left out,
         because the softmax does not depend on them.
         """

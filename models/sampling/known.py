@@ -3,34 +3,38 @@
 Known patches go to a level's transformer as if it had decided them. Partly known patches are decided like
 others, but their known pixels stay fixed at the levels below. Nothing is trained for this.
 
-Letters: N images of a level, H image side, p patch side, L patches of an image, C = 3 * p * p.
+Letters: N images of a level, C channels, V values, S an image's sides, p a patch's sides (one number for each
+axis), P cells of a patch, L patches of an image.
 """
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
 
-from models.patches import patchify, take
+from models.patches import Shape, patchify, take
 from models.sampling.constraints import Constraint
-from util.pixels import NUM_VALUES, to_values
+from util.pixels import Alphabet
 
-OnStep = Callable[[int, int, Tensor], None]  # (step, number of steps, canvas (N, 3, H, H))
-MEAN_SPREAD = 12.0  # values; see KnownPixels.guiding_weights
+OnStep = Callable[[int, int, Tensor], None]  # (step, number of steps, canvas (N, C, *S))
+MEAN_SPREAD = 12 / 255  # of the largest value; see KnownPixels.guiding_weights
 
 
 @dataclass(frozen=True)
 class KnownPixels:
     """The known pixels of N images (paper, 5.3).
 
-    images      (N, 3, H, H), normalised; only a constraint uses the hidden pixels
-    hidden      (N, H, H) bool, True where pixels are to be sampled; on the host, where plans are made
+    images      (N, C, *S), normalised, float32; only a constraint uses the hidden pixels
+    hidden      (N, *S) bool, True where pixels are to be sampled; on the host, where plans are made
+    alphabet    of the images
     constraint  what all sampled pixels must fulfil, or None
     """
 
     images: Tensor
     hidden: Tensor
+    alphabet: Alphabet
     constraint: Constraint | None = None
 
     def part(self, rows: slice | Tensor) -> "KnownPixels | None":
@@ -45,18 +49,18 @@ class KnownPixels:
         return replace(self, images=self.images[there], hidden=hidden)
 
     def shown(self) -> Tensor:
-        """The images (N, 3, H, H), normalised, where hidden pixels are 0, a grey."""
+        """The images (N, C, *S), normalised, where hidden pixels are 0, for RGB a grey."""
         return self.images.masked_fill(self.hidden_there(), 0)
 
     def hidden_there(self) -> Tensor:
-        """`hidden`, (N, 1, H, H), on the device of the images."""
+        """`hidden`, (N, 1, *S), on the device of the images."""
         return self.hidden[:, None].to(self.images.device, non_blocking=True)
 
-    def hidden_pixels(self, patch_size: int) -> Tensor:
+    def hidden_pixels(self, patch_size: Shape) -> Tensor:
         """(N, L) int64 on the host: the number of hidden pixels in each patch."""
         return patchify(self.hidden[:, None].float(), patch_size).sum(-1).long()
 
-    def groups(self, patch_size: int, plan: Callable[[int], Hashable]) -> Iterator[tuple[Hashable, Tensor]]:
+    def groups(self, patch_size: Shape, plan: Callable[[int], Hashable]) -> Iterator[tuple[Hashable, Tensor]]:
         """Groups the images that have a hidden pixel, by the plan for their number of patches to sample.
 
         `plan` maps that number to a plan. Yields each plan and the numbers of its images, (n,) int64 on the
@@ -69,15 +73,15 @@ class KnownPixels:
         for one, rows in found.items():
             yield one, torch.cat(rows).sort().values
 
-    def precedence(self, patch_size: int) -> Tensor:
+    def precedence(self, patch_size: Shape) -> Tensor:
         """(N, L) float32 on the host, to be added to uniforms in [0, 1) that are then sorted.
 
         Known patches come first. Partly known patches come next, the most complete first.
         """
-        share = self.hidden_pixels(patch_size) / patch_size**2
+        share = self.hidden_pixels(patch_size) / prod(patch_size)
         return torch.where(share == 0, -3.0, torch.where(share < 1, share - 2, 0.0))
 
-    def in_order(self, patch_size: int, order: Tensor) -> "KnownPatches":
+    def in_order(self, patch_size: Shape, order: Tensor) -> "KnownPatches":
         """Sorts what is known of the patches as in `order` (N, L), which holds patch numbers."""
         patches, hidden = (
             patchify(self.images, patch_size),
@@ -86,52 +90,55 @@ class KnownPixels:
         return KnownPatches(self, patch_size, take(patches, order), take(hidden, order.cpu()).bool())  # sync
 
     def pixel_weights(self, channel: int, before: Tensor) -> Tensor:
-        """For images of one pixel: log-weights (N, 256), 0 or -inf, of the values of a channel (F5).
+        """For images of one pixel: log-weights (N, V), 0 or -inf, of the values of a channel (F5).
 
         `before` (N, channel) int64 holds the sampled values of the channels before it.
         """
-        return log_weights(self.allowed(channel, before, to_values(self.images).flatten(1)))
+        return log_weights(self.allowed(channel, before, self.alphabet.to_values(self.images).flatten(1)))
 
     def allowed(self, channel: int, before: Tensor, reference: Tensor) -> Tensor:
-        """Which values the constraint allows, (N, 256) bool. Raises ValueError where it allows no value."""
+        """Which values the constraint allows, (N, V) bool. Raises ValueError where it allows no value."""
         allowed = self.constraint(channel, before, reference)
         if not allowed.any(-1).all():  # sync
-            raise ValueError(f"constraint {self.constraint} allows no value of channel {'RGB'[channel]}")
+            name = self.alphabet.channel_names[channel].upper()
+            raise ValueError(f"constraint {self.constraint} allows no value of channel {name}")
         return allowed
 
     def guiding_weights(self, channel: int, before: Tensor) -> Tensor:
-        """Log-weights (N, 256) of a channel of guiding pixels, given the known pixels of their images.
+        """Log-weights (N, V) of a channel of guiding pixels, given the known pixels of their images.
 
         The paper has nothing of this kind. The guiding pixel g is the mean of all pixels
         (docs/format.md, "MAR levels"). Where a share f of them is hidden, g lies f d away from the mean of
         the known pixels, where d is the distance between the hidden and the known mean. This distance is
         mostly small and sometimes large: it gets a Cauchy distribution whose scale MEAN_SPREAD is the median
-        of |d|, measured in 16-pixel patches of photographs and in 4-pixel patches of emoji. Means that no
-        hidden values in 0..255 can produce get probability 0. So do means that no allowed hidden mean can
-        produce, if the constraint holds for means too. The arguments are as in `pixel_weights`.
+        of |d|, measured in 16-pixel patches of photographs and in 4-pixel patches of emoji; at least half a
+        value, by which g is rounded. Means that no hidden values can produce get probability 0. So do means
+        that no allowed hidden mean can produce, if the constraint holds for means too. The arguments are as
+        in `pixel_weights`.
         """
-        num_pixels, hidden = self.hidden.shape[-1] ** 2, self.hidden_there()
+        num_values, num_pixels = self.alphabet.num_values, self.hidden[0].numel()
+        hidden, spread = self.hidden_there(), max(0.5, MEAN_SPREAD * (num_values - 1))
         share = hidden.flatten(1).sum(1, keepdim=True) / num_pixels  # (N, 1)
-        values = to_values(self.images)
-        # (N, 3): what the known pixels contribute to the mean of all pixels
+        values = self.alphabet.to_values(self.images)
+        # (N, C): what the known pixels contribute to the mean of all pixels
         known = (values * ~hidden).flatten(2).sum(-1) / num_pixels
         low = known[:, channel, None]
-        every = torch.arange(NUM_VALUES, device=low.device)
-        distance = (every * (1 - share) - low) / (1 - share).clamp(min=1 / num_pixels) / (share * MEAN_SPREAD)
+        every = torch.arange(num_values, device=low.device)
+        distance = (every * (1 - share) - low) / (1 - share).clamp(min=1 / num_pixels) / (share * spread)
         weights = torch.where(share < 1, -torch.log1p(distance**2), 0)
-        guides = low + share * every  # (N, 256), by the mean of the hidden pixels
-        ends = torch.stack([guides.floor(), guides.ceil()]).long().clamp(max=NUM_VALUES - 1)
+        guides = low + share * every  # (N, V), by the mean of the hidden pixels
+        ends = torch.stack([guides.floor(), guides.ceil()]).long().clamp(max=num_values - 1)
         if getattr(self.constraint, "holds_for_means", False):  # a plain function has no such attribute
-            before = ((before - known[:, :channel]) / share).round().long().clamp(0, NUM_VALUES - 1)
+            before = ((before - known[:, :channel]) / share).round().long().clamp(0, num_values - 1)
             reference = ((values * hidden).flatten(2).sum(-1) / (share * num_pixels)).round().long()
-            ends = ends.masked_fill(~self.allowed(channel, before, reference), NUM_VALUES)
-        possible = torch.zeros(len(low), NUM_VALUES + 1, dtype=torch.bool, device=low.device)
-        possible = possible.scatter(1, torch.cat([*ends], dim=1), True)[:, :NUM_VALUES]
+            ends = ends.masked_fill(~self.allowed(channel, before, reference), num_values)
+        possible = torch.zeros(len(low), num_values + 1, dtype=torch.bool, device=low.device)
+        possible = possible.scatter(1, torch.cat([*ends], dim=1), True)[:, :num_values]
         return weights + log_weights(possible)
 
 
 def log_weights(allowed: Tensor) -> Tensor:
-    """(N, 256) bool -> 0 where allowed, -inf elsewhere, to be added to logits (F7)."""
+    """(N, V) bool -> 0 where allowed, -inf elsewhere, to be added to logits (F7)."""
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, -torch.inf)
 
 
@@ -139,20 +146,20 @@ def log_weights(allowed: Tensor) -> Tensor:
 class KnownPatches:
     """What is known of the patches of N images, in the order of sampling (paper, 5.3).
 
-    patches  (N, L, C), normalised
-    hidden   (N, L, p * p) bool, on the host
+    patches  (N, L, C * P), normalised
+    hidden   (N, L, P) bool, on the host
     """
 
     known: KnownPixels
-    patch_size: int
+    patch_size: Shape
     patches: Tensor
     hidden: Tensor
 
     def step(self, begin: int, end: int) -> KnownPixels:
         """The patches at places [begin, end) as N * (end - begin) images of the next level."""
-        size = self.patch_size
-        images = self.patches[:, begin:end].reshape(-1, 3, size, size)
-        return replace(self.known, images=images, hidden=self.hidden[:, begin:end].reshape(-1, size, size))
+        sides = self.patch_size
+        images = self.patches[:, begin:end].reshape(-1, self.known.alphabet.channels, *sides)
+        return replace(self.known, images=images, hidden=self.hidden[:, begin:end].reshape(-1, *sides))
 
 
 class GroupCallback:

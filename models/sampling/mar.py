@@ -1,8 +1,8 @@
 """How a MAR level decides its next patches (docs/format.md, "MAR levels"), exactly or with a feature cache.
 
-Letters: N images, L patches, C = 3 * p * p, D width, P prefix tokens, k patches of one step, h halves
-(2 with guidance, otherwise 1), n = h * N sequences, T = P + L tokens, R rows (some tokens of all sequences),
-r outputs that the conditions of a patch consist of: 5 with neighbours, otherwise 1.
+Letters: N images, C channels, L patches, P cells of a patch, D width, t prefix tokens, k patches of one step,
+h halves (2 with guidance, otherwise 1), n = h * N sequences, T = t + L tokens, R rows (some tokens of all
+sequences), r outputs that the conditions of a patch consist of: 1 + 2 * axes with neighbours, otherwise 1.
 """
 
 from dataclasses import dataclass, field
@@ -54,7 +54,7 @@ class MARState:
     rows     (n, L, r): for each patch, in that order, the numbers in x.flatten(0, 1) of the outputs that its
              conditions consist of, its own first
     valid    (n, L, r, 1): 0 where such a neighbour lies outside the image, otherwise 1
-    pixel    (N, 3): the guiding pixels, normalised, or None
+    pixel    (N, C): the guiding pixels, normalised, or None
     step     the number of steps that are done
     attends  the feature cache, one CachedAttention for each block
     """
@@ -85,7 +85,9 @@ class MARSampler(TransformerSampler):
         self.pos_prefix, self.pos = mar.pos_embed_learned[0].detach().split([mar.num_prefix, length])
         self.masked = self.embedding_norm(mar.mask_token[0] + self.pos)  # (L, D)
         numbers = torch.arange(1, length + 1, device=self.pos.device)[None, :, None]
-        around = torch.cat(with_neighbours(numbers) if child.num_conds > 1 else [numbers], dim=-1)[0]
+        around = torch.cat(
+            with_neighbours(numbers, mar.spec.grid) if child.num_conds > 1 else [numbers], dim=-1
+        )[0]
         self.valid = (around > 0).to(setup.dtype)[..., None]  # (L, r, 1)
         self.offsets = torch.where(around > 0, around - numbers[0], 0)
         if mar.spec.guiding_pixel:
@@ -101,11 +103,11 @@ class MARSampler(TransformerSampler):
         if spec.guiding_pixel:
             weigh = batch.known.guiding_weights if batch.known is not None else None
             head = guidance.head(spec.index - 1)
-            pixel = self.guiding_pixel.pixels(batch.conds, head, batch.noise, weigh)  # (N, 3)
+            pixel = self.guiding_pixel.pixels(batch.conds, head, batch.noise, weigh)  # (N, C)
             tokens.insert(0, self.pix_proj(guidance.double(pixel.to(dtype))))
         prefix = self.embedding_norm(
             torch.stack(tokens, dim=1).to(self.stream) + self.pos_prefix
-        )  # (n, P, D)
+        )  # (n, t, D)
         x = torch.cat([prefix, self.masked.expand(len(prefix), -1, -1)], dim=1)
         n, length, _ = x.shape
         first = torch.arange(prefix.shape[1], n * length, length, device=x.device)[:, None]
@@ -116,7 +118,7 @@ class MARSampler(TransformerSampler):
         canvas = super().first_canvas(state, batch)
         if state.pixel is None or batch.known is not None:
             return canvas
-        return state.pixel[:, :, None, None].expand_as(canvas)
+        return state.pixel.view(*state.pixel.shape, *[1] * len(self.patch_size)).expand_as(canvas)
 
     def predict(self, state: MARState, new: Tensor | None, begin: int, end: int) -> list[Tensor]:
         """As `LevelSampler.predict`: the conditions are the patch's own output and its neighbours'."""
@@ -135,8 +137,8 @@ class MARSampler(TransformerSampler):
         )
 
     def reveal(self, state: MARState, new: Tensor, begin: int, end: int) -> Tensor:
-        """Embeds the patches `new` (N, k, C) at places [begin, end), and returns their rows (n, k)."""
-        x = self.patch_emb(new.flatten(0, 1).to(self.setup.dtype)).to(self.stream)
+        """Embeds the patches `new` (N, k, C * P) at places [begin, end), and returns their rows (n, k)."""
+        x = self.embed(new).to(self.stream)
         x = self.embedding_norm(x + self.pos[state.order[:, begin:end].flatten()])
         rows = state.rows[:, begin:end, 0]
         state.x.flatten(0, 1).index_copy_(0, rows.flatten(), x.repeat(len(state.x) // len(state.order), 1))

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from math import prod
 from numbers import Integral
 
 from torch import Tensor
 
+from models.patches import Shape, grid_of
 from models.sampling.guidance import Guidance, inverse_cdf
 from util.errors import ArgumentError, one_line, warn_once, whole_number
 from util.precision import DTYPES
@@ -57,9 +59,9 @@ class SamplingOptions:
     amp: str | None = None
 
     @classmethod
-    def of_sizes(cls, sizes: Sequence[int]) -> "SamplingOptions":
-        """One step a patch, at most 64, for each level of a model with image sides `sizes`."""
-        return cls(tuple(min(64, (a // b) ** 2) for a, b in pairwise(sizes)))
+    def of_sizes(cls, shapes: Sequence[Shape]) -> "SamplingOptions":
+        """One step a patch, at most 64, for each level of a model whose images have these sides."""
+        return cls(tuple(min(64, prod(grid_of(*pair))) for pair in pairwise(shapes)))
 
     def guidance(
         self,

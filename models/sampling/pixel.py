@@ -1,6 +1,6 @@
-"""Sampling of pixels, R then G then B, in the weights' dtype (docs/format.md, "The RGB head" and "Sampling").
+"""Sampling of pixels, channel by channel, in the weights' dtype (docs/format.md, "The RGB head", "Sampling").
 
-Letters: N pixels, D width, h halves (2 with guidance, otherwise 1), t tokens so far.
+Letters: N pixels, C channels, V values, D width, h halves (2 with guidance, otherwise 1), t tokens so far.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,34 +18,37 @@ from models.sampling.canvas import Batch, Sampler
 from models.sampling.guidance import Guidance
 from models.sampling.prepare import FastLayerNorm, FastLinear, Setup, prepare_block
 
-# Called with the channel (0, 1, 2) and the values (N, channel) of the channels before it; returns log-weights
-# (N, 256), which are added to the logits.
+# Called with the number of a channel and the values (N, channel) of the channels before it; returns
+# log-weights (N, V), which are added to the logits.
 Weigh = Callable[[int, Tensor], Tensor]
 
 
 class PixelSampler(Sampler):
     """Samples pixels channel by channel (F5).
 
-    The tokens after the condition are one of 256 codes each, so the first block's input and its queries, keys
+    The tokens after the condition are one of V codes each, so the first block's input and its queries, keys
     and values are rows of a table (`tables`), computed once. On one CPU core that made a head of two
     blocks 5% faster (docs/log.md).
     """
 
-    num_conds, patch_size = 1, 1
+    num_conds = 1
 
-    def __init__(self, head: PixelLoss, setup: Setup):
-        dtype = head.pixel_values.dtype
-        self.num_heads, self.dtype = head.num_heads, dtype
-        # The tables have a row 256 for the value of a pixel whose probabilities are not finite.
-        self.pixel_values = F.pad(head.pixel_values, (0, 0, 0, 1), value=torch.nan)  # (257, 3)
+    def __init__(self, head: PixelLoss, setup: Setup, axes: int = 2):
+        alphabet, dtype, device = head.alphabet, head.ln.weight.dtype, head.ln.weight.device
+        self.patch_size, self.num_heads, self.dtype = (1,) * axes, head.num_heads, dtype
+        # The tables have one more row, for the value of a pixel whose probabilities are not finite.
+        every_value = torch.arange(alphabet.num_values, device=device)[:, None].expand(-1, alphabet.channels)
+        normalised = alphabet.normalize(every_value)
+        self.pixel_values = F.pad(normalised, (0, 0, 0, 1), value=torch.nan)  # (V + 1, C)
         self.cond_proj = FastLinear.of(head.cond_proj, dtype)
         self.ln, self.norm = FastLayerNorm(head.ln, dtype), FastLayerNorm(head.norm, dtype)
         self.blocks = [prepare_block(block, dtype) for block in head.blocks]
         self.first_token = [first_token(block, dtype) for block in head.blocks]
         self.outputs = [FastLinear(*layer, torch.float32) for layer in head.output_layers]
-        # for R and G: the input, queries, keys and values of every code in the first block, (257, 4 D)
+        # for all channels but the last: the input, queries, keys and values of every code in the first block,
+        # (V + 1, 4 D)
         self.tables = []
-        for codebook in (head.r_codebook, head.g_codebook):
+        for codebook in head.codebooks[:-1]:
             x, first = self.ln(codebook.weight), self.blocks[0]
             table = torch.cat([x, *first.qkv(first.norm1(x))], dim=1)
             self.tables.append(F.pad(table, (0, 0, 0, 1), value=torch.nan))
@@ -57,12 +60,14 @@ class PixelSampler(Sampler):
     def draw(self, batch: Batch, plan: tuple) -> Tensor:
         constrained = batch.known is not None and batch.known.constraint is not None
         weigh = batch.known.pixel_weights if constrained else None
-        return self.pixels(batch.conds, batch.guidance, batch.noise, weigh)[:, :, None, None]
+        return self.pixels(batch.conds, batch.guidance, batch.noise, weigh)[
+            (..., *[None] * len(self.patch_size))
+        ]
 
     def pixels(
         self, conds: Sequence[Tensor], guidance: Guidance, noise: Noise, weigh: Weigh | None = None
     ) -> Tensor:
-        """Samples normalised pixels (N, 3) (F5), given conditions, each (h * N, cond_dim).
+        """Samples normalised pixels (N, C) (F5), given conditions, each (h * N, cond_dim).
 
         `weigh` adds log-weights to the logits; None: no weights. Pixels whose probabilities are not finite
         are NaN.
@@ -75,7 +80,7 @@ class PixelSampler(Sampler):
     def _pixels(
         self, cond: Tensor, guidance: Guidance, uniforms: Tensor, weigh: Weigh | None = None
     ) -> Tensor:
-        """Samples pixels (N, 3) as `pixels`, given conditions (h * N, cond_dim) and uniforms (N, 3)."""
+        """Samples pixels (N, C) as `pixels`, given conditions (h * N, cond_dim) and uniforms (N, C)."""
         # for each block: the keys and values, (h * N, 2, heads, d), of the tokens so far
         past = [[] for _ in self.blocks]
         x, values, probs = self.ln(self.cond_proj(cond)), [], []
@@ -84,8 +89,8 @@ class PixelSampler(Sampler):
             earlier.append(kv.unflatten(1, (2, self.num_heads, -1)))
             x = x + change
             x = block.feed_forward(block.norm2(x), x)
-        for channel in range(3):
-            logits = self.outputs[channel](self.norm(x).float())
+        for channel, output in enumerate(self.outputs):
+            logits = output(self.norm(x).float())
             weights = None
             if weigh is not None:
                 weights = weigh(channel, torch.stack(values, dim=1) if values else uniforms[:, :0].long())
@@ -93,7 +98,7 @@ class PixelSampler(Sampler):
             values.append(guidance.pick(probs[-1], uniforms[:, channel]))
             if weights is not None:  # where nothing can be drawn, a value that the next weights can follow
                 values[-1] = torch.where(probs[-1][:, 0] >= 0, values[-1], weights.argmax(-1))
-            if channel == 2:
+            if channel == len(self.tables):
                 break
             row = self.tables[channel].index_select(0, guidance.double(values[-1]))
             x, qkv = row.tensor_split([x.shape[1]], dim=1)

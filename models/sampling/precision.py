@@ -21,7 +21,7 @@ MIN_SHARED_WORK = 5e5  # multiply-adds of a product, on average; one thread is a
 
 
 def training_products(model, num_images: int) -> list[Product]:
-    """The matrix products of a forward pass over `num_images` images, by level, the RGB head last."""
+    """The matrix products of a forward pass over `num_images` images, by level, the head last."""
     rows = [num_images]
     for generator in model.generators:
         rows.append(rows[-1] * generator.spec.num_patches)
@@ -29,7 +29,7 @@ def training_products(model, num_images: int) -> list[Product]:
 
 
 def sampling_products(model) -> list[Product]:
-    """The matrix products of sampling one image with guidance, by level, the RGB head last.
+    """The matrix products of sampling one image with guidance, by level, the head last.
 
     They are those of one image, however many are sampled together, so that an image does not depend on that.
     """
@@ -41,7 +41,7 @@ def sampling_products(model) -> list[Product]:
         rows.append(images * sampler_class(generator).tokens_in_step(generator))
         images = ceil(images * generator.spec.num_patches / steps)
         calls.append(calls[-1] * steps)
-    return _products(model, [*rows, images], [*calls[1:], 3 * calls[-1]])
+    return _products(model, [*rows, images], [*calls[1:], model.alphabet.channels * calls[-1]])
 
 
 def _products(model, rows, calls) -> list[Product]:

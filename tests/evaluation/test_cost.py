@@ -15,7 +15,6 @@ from models import fractalgen
 from models.fractalgen import FractalGen
 from models.generator import Mask
 from models.mar import MAR
-from models.noise import Noise
 from models.sampling.ar import ARSampler
 from models.sampling.canvas import Batch
 from models.sampling.generate import build_sampler
@@ -96,7 +95,7 @@ def test_sampling_costs_what_the_sampler_does(kind, interval, monkeypatch):
     name = lambda head: "rgb" if head.cond_proj.transposed.shape[0] == 16 else "guiding1"  # noqa: E731  the guiding head: 32
     monkeypatch.setattr(PixelSampler, "pixels", counted(PixelSampler.pixels, name, calls))
     guidance = options.guidance(2)
-    noise = Noise.of_images(0, [0], model.noise_sizes)
+    noise = model.noise(0, [0])
     with torch.no_grad():
         sampler = build_sampler(model, Setup(torch.float32, options))  # prepared once a call: not counted
         batch = Batch([guidance.double(model.fake_latent)] * model.num_conds, guidance, noise, steps)
@@ -137,7 +136,7 @@ def test_the_report_has_every_line():
     assert report["parameters_by_level"]["level0"] == every - below
     assert list(report["parameters_by_level"]) == names
     assert report["attention_matrix_entries"] == {
-        "one sequence of 256x256 pixels": 4_294_967_296,  # (256 ** 2) ** 2
+        "one sequence of 256 x 256 pixels": 4_294_967_296,  # (256 ** 2) ** 2
         "level0": 256**2,
         "level1": 256 * 16**2,
         "level2": 1_048_576,  # 64 * 64 images of 4 x 4 pixels, (4 ** 2) ** 2 each

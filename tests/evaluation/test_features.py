@@ -109,3 +109,13 @@ def test_images_that_cannot_be_measured_are_named(folder, tmp_path):
     (folder / "01.png").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"01\.png: cannot be read as an image"):
         measure(folder)
+
+
+def test_arrays_of_rgb_values_can_be_measured_and_others_are_refused(folder, tmp_path):
+    values = random_values(9, 8).permute(0, 2, 3, 1).numpy()
+    np.save(tmp_path / "val.npy", values)
+    np.save(tmp_path / "train.npy", values)
+    assert torch.equal(measure(tmp_path, size=8, split="val").features, measure(folder).features)
+    np.save(tmp_path / "val.npy", values[..., 0])
+    with pytest.raises(UserError, match=r"val.npy: each row is of shape \(8, 8\), but a model of 8 px needs"):
+        measure(tmp_path, size=8, split="val")

@@ -65,6 +65,33 @@ def test_only_missing_and_incomplete_images_are_drawn(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == ["mine.png.77.tmp"]
 
 
+def test_arrays_are_written_whole_and_only_what_is_missing_is_drawn_again(tmp_path):
+    values = np.random.default_rng(0).integers(0, 1000, (10, 16, 4)).astype(np.uint16)
+    draw_arrays = lambda indices: values[indices]  # noqa: E731
+    Gallery(tmp_path, 10, {}, {}, unit=4, kind="npy").fill(draw_arrays, 3)
+    assert sorted(path.name for path in tmp_path.glob("*.*") if path.name != CLAIMS) == [
+        *(f"{index:05d}.npy" for index in range(10)),
+        MANIFEST,
+    ]
+    (tmp_path / "00003.npy").unlink()
+    (tmp_path / "00005.npy").write_bytes((tmp_path / "00005.npy").read_bytes()[:-1])
+    (tmp_path / "00007.npy").write_bytes((tmp_path / "00007.npy").read_bytes()[:20])
+    (tmp_path / "00008.npy").write_bytes(b"")
+    (tmp_path / "00001.npy.77.tmp").write_bytes(b"half")
+    drawn = []
+    again = Gallery(tmp_path, 10, {}, {}, unit=4, kind="npy")
+    again.fill(lambda indices: drawn.extend(indices) or draw_arrays(indices), 4)
+    assert sorted(drawn) == [3, 5, 7, 8]
+    assert not list(tmp_path.glob("*.tmp"))
+    for index in range(10):
+        found = np.load(tmp_path / f"{index:05d}.npy")
+        assert found.dtype == np.uint16
+        assert np.array_equal(found, values[index])
+    np.save(tmp_path / "00010.npy", values[0])
+    with pytest.raises(UserError, match=r"1 images that are none of its 10 \(00010.npy\)"):
+        Gallery(tmp_path, 10, {}, {}, unit=4, kind="npy")
+
+
 def test_processes_begin_apart_and_leave_claimed_images_to_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluation.gallery.PATIENCE", 0.01)
     gallery, order = Gallery(tmp_path, 10, {}, {}, unit=2), []

@@ -3,6 +3,7 @@
 import itertools
 import math
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +14,9 @@ from engine_fractalgen import compute_nll
 from evaluation.nll import Measured, _summary
 from models.generator import Mask
 from models.likelihood.bits import bits_by_term, draw_steps, trace_rows
-from models.noise import Noise
 from util.dist import World
 from util.errors import UserError
-from util.pixels import normalize
+from util.pixels import RGB
 
 CPU = torch.device("cpu")
 LEVELS, LABELS = random_values(7, 8), torch.arange(7) % 4
@@ -103,7 +103,7 @@ def test_published_nll_is_the_published_loss_stratified_over_all_numbers_of_mask
     A model of two MAR levels of four patches, each mask with the chance that the evaluation gives it.
     """
     model = swayed(tiny_model("guided", img_size_list=[4, 2, 1]))
-    image, label = normalize(random_values(1, 4, seed=3)), torch.zeros(1, dtype=torch.long)
+    image, label = RGB.normalize(random_values(1, 4, seed=3)), torch.zeros(1, dtype=torch.long)
     masks = {
         m: [[i in c for i in range(4)] for c in itertools.combinations(range(4), m)] for m in range(1, 5)
     }
@@ -148,10 +148,10 @@ def test_steps_are_followed_for_each_drawn_order():
     model, steps = opinionated(tiny_model("guided")), (6, 2)
     scores, paid = nll(model, passes=2, num_iter_list=steps), 0.0
     for first in (0, 7):  # orders of a pass
-        masks = draw_steps(model, Noise.of_images(0, range(first, first + 7), model.noise_sizes), steps)
+        masks = draw_steps(model, model.noise(0, range(first, first + 7)), steps)
         with torch.no_grad():
             _, terms = model(
-                normalize(LEVELS),
+                RGB.normalize(LEVELS),
                 LABELS,
                 masks=masks,
                 train=False,
@@ -173,7 +173,7 @@ def test_means_and_standard_errors():
                  {"level0": torch.tensor([[[value, 2.0], [value, 1.0], [0, 0], [0, 0]]])}, torch.tensor([value + index]))
         for index, value in bits
     ]  # fmt: skip
-    scores = _summary(measured, passes=2, dims=1)
+    scores = _summary(measured, 2, SimpleNamespace(num_dims=1, alphabet=RGB))
     assert scores["bits_per_dim"] == 5  # the mean of 2, 5 and 8
     assert scores["standard_error"] == pytest.approx(3 / math.sqrt(3))
     assert scores["standard_error_of_passes"] == pytest.approx(math.sqrt((2 + 0 + 8) / 3 / 2 / 3))

@@ -2,21 +2,20 @@ import torch
 
 from conftest import random_values, tiny_model
 from models.generator import ForwardOptions
-from models.noise import Noise
 from models.patches import patchify
 from models.sampling.canvas import Batch
 from models.sampling.generate import build_sampler
 from models.sampling.guidance import Guidance
 from models.sampling.prepare import Setup
-from util.pixels import normalize
+from util.pixels import RGB
 
 
 def test_cached_sampling_steps_equal_the_teacher_forced_pass():
     model = tiny_model("ar")
     generator, conds = model.generator, [torch.randn(2, 32)]
-    images = normalize(random_values(2, 8))
-    canvas = patchify(images, 2)
-    noise = Noise.of_images(0, range(2), model.noise_sizes)
+    images = RGB.normalize(random_values(2, 8))
+    canvas = patchify(images, (2, 2))
+    noise = model.noise(0, range(2))
     order = generator.order(noise.order_uniforms)
     sampler = build_sampler(model, Setup(torch.float32))
     state = sampler.start(Batch(conds, Guidance(), noise), order)
@@ -28,7 +27,7 @@ def test_cached_sampling_steps_equal_the_teacher_forced_pass():
 
 def test_a_patch_sees_only_the_past():
     generator, conds = tiny_model("ar").generator, [torch.randn(1, 32)]
-    images = normalize(random_values(1, 8))
+    images = RGB.normalize(random_values(1, 8))
     changed = images.clone()
     changed[:, :, 4:] = 0  # patches 8 to 15
     before, after = (generator(x, conds, ForwardOptions()).conds[0] for x in (images, changed))

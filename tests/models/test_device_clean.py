@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from conftest import tiny_model
+from conftest import grid_model, tiny_model
 from models import fractalgen
 from models.fractalgen import FractalGen
 from models.sampling import generate
@@ -71,6 +71,27 @@ def test_sampling_on_fake_cuda(name, monkeypatch):
     assert drawn.shape == (2, 3, model.img_size_list[0], model.img_size_list[0])
 
 
+OTHERS = {
+    "a sequence": ("mar,ar", [(4,), (2,), (1,)], 4, 20, "categorical"),
+    "a volume": ("ar,mar", [(2, 2, 2), (1, 2, 1), (1, 1, 1)], 1, 300, "ordinal"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_grids_and_alphabets_on_fake_cuda(name, monkeypatch):
+    monkeypatch.setattr(generate, "check_finite", lambda *arguments: None)
+    with FakeTensorMode(), torch.device("cuda"):
+        model = grid_model(*OTHERS[name]).train()
+        images, labels = (
+            torch.empty(2, model.alphabet.channels, *model.image_shape),
+            torch.zeros(2, dtype=torch.long),
+        )
+        assert model(images, labels).device.type == "cuda"
+        drawn = model.generate([1, 2], guidance_scale=4.0, seed=0, output_type="pt", progress_bar=False)
+    assert drawn.device.type == "cuda"
+    assert drawn.shape == images.shape
+
+
 def test_fake_tensors_would_catch_a_leak_and_a_sync():
     with FakeTensorMode(), torch.device("cuda"):
         x = torch.empty(3)
@@ -80,10 +101,10 @@ def test_fake_tensors_would_catch_a_leak_and_a_sync():
             x.sum().item()
 
 
-def test_dtype_follows_the_weights(kind):
+def test_weights_of_another_dtype_draw_float32_images_and_take_them(kind):
     model = tiny_model(kind).bfloat16()
     drawn = model.generate([0, 1], guidance_scale=2.0, seed=0, output_type="pt", progress_bar=False)
-    assert drawn.dtype == torch.bfloat16
+    assert drawn.dtype == torch.float32
     assert model(drawn, torch.tensor([0, 1])).isfinite()
 
 

@@ -8,14 +8,13 @@ import torch
 from conftest import random_values, tiny_model
 from models import fractalgen
 from models.fractalgen import PRESETS, FractalGen
-from models.noise import Noise
-from util.pixels import normalize, to_values
+from util.pixels import RGB
 
 LABELS = torch.tensor([0, 3, 1])
 
 
 def images(size: int = 8) -> torch.Tensor:
-    return normalize(random_values(3, size))
+    return RGB.normalize(random_values(3, size))
 
 
 def test_likelihood_of_an_ar_model_is_the_product_of_the_samplers_conditionals():
@@ -28,11 +27,11 @@ def test_likelihood_of_an_ar_model_is_the_product_of_the_samplers_conditionals()
         logs.append(probs.gather(1, values[:, None]).squeeze(1).double().log())
         return values
 
-    values = to_values(x)  # the sampler goes through level 0's patches, their pixels, and R, G, B
+    values = RGB.to_values(x)  # the sampler goes through level 0's patches, their pixels, and R, G, B
     blocks = values.view(3, 3, 4, 2, 4, 2).permute(2, 4, 3, 5, 1, 0).reshape(-1, 3)
     forced = iter(blocks)
     drawn = model.sample([model.fake_latent.repeat(3, 1)], (16, 4), pick=pick)
-    assert torch.equal(to_values(drawn), values)
+    assert torch.equal(RGB.to_values(drawn), values)
     brute = -torch.stack(logs).sum(0).mean() / (3 * 8 * 8)
     loss = model(x, LABELS)  # evaluation: the mean over pixels and channels, unconditional
     torch.testing.assert_close(loss.double(), brute, rtol=1e-5, atol=0)
@@ -52,7 +51,7 @@ def test_without_classes_the_condition_is_always_the_fake_latent(kind):
     model, same = (tiny_model(kind, class_num=n, attn_dropout=0.0, proj_dropout=0.0).train() for n in (0, 4))
     assert model.class_emb.weight.shape == (0, 32)
     model.load_state_dict({**same.state_dict(), "class_emb.weight": model.class_emb.weight})
-    masks = model.draw_masks(Noise.of_images(0, range(3), model.noise_sizes), train=True)
+    masks = model.draw_masks(model.noise(0, range(3)), train=True)
     settings = dict(masks=masks, dither=0.0)
     loss = model(images(), torch.zeros(3, dtype=torch.int64), label_drop=torch.zeros(3).bool(), **settings)
     assert torch.equal(loss, same(images(), LABELS, label_drop=torch.ones(3).bool(), **settings))
@@ -65,7 +64,7 @@ def test_checkpointing_changes_nothing(kind):
     results = []
     for checkpointing in (False, True):
         model = tiny_model(kind, grad_checkpointing=checkpointing, attn_dropout=0.0, proj_dropout=0.0).train()
-        masks = model.draw_masks(Noise.of_images(0, range(3), model.noise_sizes), train=True)
+        masks = model.draw_masks(model.noise(0, range(3)), train=True)
         loss = model(images(), LABELS, masks=masks, label_drop=torch.zeros(3).bool(), dither=0.0)
         loss.backward()
         results.append([loss, *(p.grad for p in model.parameters())])
@@ -137,7 +136,7 @@ def test_any_depth_from_data_alone(sizes, kind):
     depth = len(sizes)
     model = FractalGen(sizes, [16] * depth, [1] * depth, [2] * depth, [kind] * (depth - 1) + ["ar"],
                        class_num=4, num_conds=1 if kind == "ar" else 5, guiding_pixel=kind == "mar")  # fmt: skip
-    assert model(normalize(random_values(2, sizes[0])), torch.tensor([0, 1])).isfinite()
+    assert model(RGB.normalize(random_values(2, sizes[0])), torch.tensor([0, 1])).isfinite()
     drawn = model.generate([1], seed=0, num_inference_steps=[2] * (depth - 1), progress_bar=False)
     assert drawn[0].size == (sizes[0], sizes[0])
 
@@ -147,23 +146,40 @@ BAD = {
     "no pixel level": (dict(img_size_list=[8, 4, 2]), "must be 1"),
     "a patch as large as its image": (dict(img_size_list=[8, 8, 1]), "level 0"),
     "an unknown generator": (dict(generator_type_list=["mar", "gan", "ar"]), "unknown generator type 'gan'; one of ar, mar"),
-    "an RGB head of another type": (dict(generator_type_list=["mar", "mar", "mar"]), "RGB head"),
+    "an RGB head of another type": (dict(generator_type_list=["mar", "mar", "mar"]), "is the head and must be"),
     "lists of different length": (dict(num_blocks_list=[1, 1]), "num_blocks_list 2"),
     "heads that do not divide": (dict(num_heads_list=[3, 2, 2]), "level 0: width 32"),
-    "an ar width without 2-D pairs": (dict(generator_type_list=["ar"] * 3, num_conds=1, embed_dim_list=[12, 16, 16]), "multiple of 4"),
+    "an ar width without pairs": (dict(generator_type_list=["ar"] * 3, num_conds=1, embed_dim_list=[6, 16, 16]), "an ar level's width"),
     "a level without blocks": (dict(num_blocks_list=[1, 1, 0]), "level 2: needs at least one block"),
     "a level without width": (dict(embed_dim_list=[32, 0, 16]), "level 1: width 0"),
     "conditions that are not there": (dict(generator_type_list=["ar", "mar", "ar"], num_conds=5), "level above gives 1"),
-    "too many conditions": (dict(num_conds=6), "level above gives 5"),
+    "too many conditions": (dict(num_conds=6), "num_conds must be from 1 to 5, got 6"),
     "no condition": (dict(num_conds=0), "num_conds"),
+    "more conditions than a patch and its neighbours": (dict(img_size_list=[(8,), 2, 1], num_conds=4), "num_conds must be from 1 to 3, got 4"),
+    "a mean of categories": (dict(guiding_pixel=True, value_kind="categorical"), "guiding_pixel needs ordinal values"),
+    "patches that do not divide an axis": (dict(img_size_list=[(4, 6), (2, 4), 1]), "level 0: image side 4x6 must be a multiple of patch side 2x4"),
+    "a rectangle as large as its image": (dict(img_size_list=[(4, 6), (4, 6), 1]), "level 0"),
+    "a last size that is no cell": (dict(img_size_list=[(4, 6), (2, 3), (1, 3)]), "the last of img_size_list must be 1"),
+    "mixed numbers of axes": (dict(img_size_list=[(4, 6), (2,), 1]), "as many in every entry"),
+    "four axes": (dict(img_size_list=[(4,) * 4, (2,) * 4, 1]), "one to 3 axes"),
+    "no axis": (dict(img_size_list=[(), (), ()]), "one to 3 axes"),
+    "an ar width without 3-D pairs": (dict(generator_type_list=["ar"] * 3, num_conds=1, img_size_list=[(4, 2, 2), (2, 1, 1), 1], embed_dim_list=[8, 16, 16]), "level 0: an ar level's width must be .*at least 6"),
+    "no channel": (dict(channels=0), "channels 0 must be from 1 to 4096"),
+    "one value": (dict(num_values=1), "num_values 1 must be from 2 to 65536"),
+    "too many values": (dict(num_values=2**16 + 1), "num_values 65537 must be from 2 to 65536"),
+    "an unknown kind of values": (dict(value_kind="words"), "value_kind 'words' must be one of ordinal, categorical"),
+    "means of another number of channels": (dict(mean=[0.5]), "must be 3 numbers, one for each channel"),
+    "no spread": (dict(std=[1.0, 0.0, 1.0]), "and above 0"),
+    "means of categories": (dict(value_kind="categorical", mean=[0.1] * 3), "mean is for ordinal values"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("bad", BAD)
 def test_a_configuration_that_cannot_work_is_an_error_at_construction(bad):
     changes, message = BAD[bad]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         tiny_model("mar", **changes)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -201,5 +217,5 @@ def test_published_construction_and_sampling_call():
     drawn = model.sample(cond_list=[emb] * 5, num_iter_list=(4, 2), cfg=4.0, cfg_schedule="constant", temperature=1.02,
                          filter_threshold=1e-4, fractal_level=0, visualize=False)  # fmt: skip
     assert drawn.shape == (2, 3, 8, 8)
-    values = to_values(drawn)
-    torch.testing.assert_close(normalize(values), drawn)
+    values = RGB.to_values(drawn)
+    torch.testing.assert_close(RGB.normalize(values), drawn)

@@ -11,7 +11,7 @@ from conftest import ROOT, random_values, tiny_model
 from evaluation.cost import forward_cost
 from models.generator import GENERATORS, ForwardOptions, Generator, Mask, register_generator
 from models.patches import patchify
-from util.pixels import normalize
+from util.pixels import RGB
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_the_example_of_a_generator_type_has_thirty_lines_at_most():
 def test_a_registered_type_trains_and_samples(independent):
     model = tiny_model("mar", generator_type_list=["mar", "independent", "ar"], num_conds=5).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    images, labels = normalize(torch.full((8, 3, 8, 8), 40)), torch.zeros(8, dtype=torch.long)
+    images, labels = RGB.normalize(torch.full((8, 3, 8, 8), 40)), torch.zeros(8, dtype=torch.long)
     losses = []
     for _ in range(40):
         losses.append(model(images, labels))
@@ -45,7 +45,7 @@ def test_a_registered_type_trains_and_samples(independent):
 def test_a_type_that_takes_one_condition_may_follow_one_that_gives_one(independent):
     kinds = ["ar", "independent", "ar"]
     model = tiny_model("mar", generator_type_list=kinds, num_conds=5)
-    assert model(normalize(random_values(2, 8)), torch.zeros(2, dtype=torch.long)).isfinite()
+    assert model(RGB.normalize(random_values(2, 8)), torch.zeros(2, dtype=torch.long)).isfinite()
     with pytest.raises(ValueError, match="level 1: num_conds 5, but the independent level above gives 1"):
         tiny_model("mar", generator_type_list=["independent", "mar", "ar"], num_conds=5)
 
@@ -74,14 +74,14 @@ def test_an_unmasked_patch_reaches_nothing_below(kind):
     """A MAR generator passes down conditions and images of its masked patches only, in row-major order."""
     model = tiny_model(kind)
     generator = model.generators[0]
-    images = normalize(random_values(3, 8))
+    images = RGB.normalize(random_values(3, 8))
     mask = Mask.of(torch.rand(3, 16) < 0.5)
     output = generator(
         images,
         model.conditions(torch.zeros(3, dtype=torch.long), torch.zeros(3).bool()),
         ForwardOptions([mask] * 2),
     )
-    every = patchify(images, 2).flatten(0, 1)
+    every = patchify(images, (2, 2)).flatten(0, 1)
     expected = every[mask.rows] if kind not in ("ar", "ar over mar") else every
     assert torch.equal(output.images.flatten(1), expected)
     assert all(len(cond) == len(expected) for cond in output.conds)

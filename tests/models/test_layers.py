@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,7 +50,7 @@ def test_attention_without_dropout_keeps_no_square_of_the_tokens(dtype):
     saved = []
     x = torch.randn(2, 24, 16, requires_grad=True)
     block, rotary = LayerNormBlock(16), RMSNormBlock(16, 0.1)
-    rotation = tuple(t[:24] for t in rotation_table(5, 8))
+    rotation = tuple(t[:24] for t in rotation_table((5, 5), 8))
     keep = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t)
     with keep, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         outputs = [run_blocks([block], x, SelfAttention(2, 24, causal=causal)) for causal in (True, False)]
@@ -76,7 +78,7 @@ def test_some_rows_of_a_block_are_those_of_all(block):
 
 
 def test_rotation_turns_row_half_by_row_and_column_half_by_column():
-    cos, sin = rotation_table(3, 8)
+    cos, sin = rotation_table((3, 3), 8)
     assert cos.shape == (10, 4)
     assert not cos[0].any()  # the condition token becomes a zero vector
     assert not sin[0].any()
@@ -89,6 +91,25 @@ def test_rotation_turns_row_half_by_row_and_column_half_by_column():
     angles = torch.tensor([y * 1.0, y * 10000**-0.5, column * 1.0, column * 10000**-0.5], dtype=torch.float64)
     expected = torch.view_as_real(pairs * torch.polar(torch.ones(4, dtype=torch.float64), angles)).flatten()
     torch.testing.assert_close(turned[0, 0, token].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(5,), (2, 3, 4)])
+def test_rotation_turns_an_equal_part_of_a_head_by_the_place_along_each_axis(grid):
+    part = 4  # two pairs, of frequencies 1 and 10000 ** (-1 / 2)
+    cos, sin = rotation_table(grid, part * len(grid))
+    places = list(product(*map(range, grid)))  # the last axis fastest
+    angles = torch.tensor([[p * f for p in place for f in (1, 10000**-0.5)] for place in places])
+    torch.testing.assert_close(cos[1:], angles.cos(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sin[1:], angles.sin(), rtol=1e-5, atol=1e-6)
+    assert not cos[0].any()
+    assert not sin[0].any()
+
+
+def test_rotation_gives_the_first_axes_what_is_left_of_a_head():
+    cos, _ = rotation_table((2, 3, 4), 10)  # five pairs: two, two and one
+    t, y, x = 1, 2, 3
+    angles = torch.tensor([t * 1.0, t * 0.01, y * 1.0, y * 0.01, x * 1.0])
+    torch.testing.assert_close(cos[1 + 12 * t + 4 * y + x], angles.cos())
 
 
 def test_swiglu_width_is_rounded_up_to_256():

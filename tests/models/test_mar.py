@@ -8,7 +8,7 @@ from scipy.stats import kstest, truncnorm
 from conftest import random_values, tiny_model
 from models.generator import ForwardOptions, Mask
 from models.mar import cosine_plan, masked_counts
-from util.pixels import normalize
+from util.pixels import RGB
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 9, 16, 25, 64, 256])
@@ -42,8 +42,8 @@ def test_masked_pixels_do_not_reach_the_conditions():
     model = tiny_model("mar")
     generator, conds = model.generator, [torch.randn(2, 32)] * 5
     mask = Mask.of(torch.rand(2, 16) < 0.6)
-    images = normalize(random_values(2, 8))
-    changed = normalize(random_values(2, 8, seed=1))
+    images = RGB.normalize(random_values(2, 8))
+    changed = RGB.normalize(random_values(2, 8, seed=1))
     keep = mask.masked.view(2, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
     mixed = torch.where(keep, changed, images)
     before, after = (generator(x, conds, ForwardOptions([mask])) for x in (images, mixed))
@@ -52,9 +52,8 @@ def test_masked_pixels_do_not_reach_the_conditions():
 
 
 def test_the_order_of_sampling_is_a_random_permutation_of_each_image():
-    from models.noise import Noise
 
     model = tiny_model("mar")
-    order = model.generator.order(Noise.of_images(0, range(50), model.noise_sizes).order_uniforms)
+    order = model.generator.order(model.noise(0, range(50)).order_uniforms)
     assert torch.equal(order.sort(-1).values, torch.arange(16).expand(50, -1))
     assert len({tuple(row) for row in order.tolist()}) == 50

@@ -1,27 +1,33 @@
+import pytest
 import torch
 
+from conftest import opinionated
 from models.noise import Noise
 from models.pixelloss import PixelLoss
 from models.sampling.canvas import Batch
 from models.sampling.generate import build_sampler
 from models.sampling.guidance import Guidance
 from models.sampling.prepare import Setup
-from util.pixels import normalize
+from util.pixels import RGB, VALUE_KINDS, Alphabet
 
 
-def head() -> PixelLoss:
-    return PixelLoss(cond_dim=8, embed_dim=16, num_blocks=2, num_heads=2).eval()
+def head(alphabet: Alphabet = RGB) -> PixelLoss:
+    return PixelLoss(cond_dim=8, embed_dim=16, num_blocks=2, num_heads=2, alphabet=alphabet).eval()
 
 
-def test_the_256_probabilities_of_each_channel_sum_to_one():
-    model, cond = head(), torch.randn(1, 8)
-    all_values = torch.arange(256)
-    for channel in range(3):
-        values = torch.tensor([[10, 200, 77]]).repeat(256, 1)
-        values[:, channel] = all_values
-        values[:, channel + 1 :] = 0  # later channels must not matter
-        nll = model(normalize(values), [cond.expand(256, -1)])
-        torch.testing.assert_close(nll[:, channel].neg().exp().sum(), torch.tensor(1.0), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_values", [2, 5, 256])
+@pytest.mark.parametrize("value_kind", VALUE_KINDS)
+def test_the_probabilities_of_each_channel_sum_to_one(channels, num_values, value_kind):
+    alphabet = Alphabet(channels, num_values, value_kind)
+    model, cond = opinionated(head(alphabet)), torch.randn(1, 8)
+    for channel in range(channels):
+        values = torch.randint(num_values, (num_values, channels))  # later channels must not matter
+        values[:, :channel] = values[0, :channel]
+        values[:, channel] = torch.arange(num_values)
+        probs = model(alphabet.normalize(values), [cond.expand(num_values, -1)])[:, channel].neg().exp()
+        assert probs.sum().item() == pytest.approx(1, abs=1e-5)
+        assert probs.std() > 0.01 / num_values  # equal probabilities would sum to 1 too
 
 
 def test_sampling_draws_from_what_the_loss_measures():
@@ -39,7 +45,7 @@ def test_sampling_draws_from_what_the_loss_measures():
     )
     assert pixels.shape == (5, 3, 1, 1)
     values = (noise.value_uniforms * 256).long()
-    torch.testing.assert_close(pixels[:, :, 0, 0], normalize(values))
+    torch.testing.assert_close(pixels[:, :, 0, 0], RGB.normalize(values))
     torch.testing.assert_close(
         torch.stack(met, 1), model.logits(values, conds).softmax(-1), rtol=1e-4, atol=1e-6
     )
@@ -55,8 +61,8 @@ def test_dither_changes_only_values_that_are_not_whole_numbers(monkeypatch):
     model = head()
     plain = model.logits
     monkeypatch.setattr(model, "logits", lambda values, conds: seen.append(values) or plain(values, conds))
-    half = normalize(torch.full((400, 3), 99.5))
+    half = RGB.normalize(torch.full((400, 3), 99.5))
     model(half, [torch.randn(400, 8)], dither=0.01)
-    model(normalize(torch.full((400, 3), 99.0)), [torch.randn(400, 8)], dither=0.01)
+    model(RGB.normalize(torch.full((400, 3), 99.0)), [torch.randn(400, 8)], dither=0.01)
     assert set(seen[0].unique().tolist()) == {99, 100}
     assert seen[1].unique().tolist() == [99]

@@ -1,4 +1,4 @@
-"""Decodes an image file of any common kind to RGB with 8 bits per channel."""
+"""Decodes an image file of any common kind to grey, RGB or RGBA with 8 bits per channel."""
 
 from pathlib import Path
 from typing import BinaryIO
@@ -13,12 +13,12 @@ from util.errors import reading
 MAX_ASPECT_RATIO = 100
 
 
-def open_rgb(file: str | Path | BinaryIO, name: str | None = None) -> Image.Image:
-    """Reads an image file as RGB with 8 bits per channel.
+def open_as(file: str | Path | BinaryIO, mode: str = "RGB", name: str | None = None) -> Image.Image:
+    """Reads an image file in Pillow's mode "L" (grey), "RGB" or "RGBA", with 8 bits per channel.
 
-    The image is turned upright as its EXIF data says. An animation gives its first frame, and transparent
-    pixels lie over white. Raises UserError, which calls the file `name` (default: `file`), if it cannot be
-    read.
+    The image is turned upright as its EXIF data says. An animation gives its first frame. Its colours are
+    converted as `to_mode` does. Raises UserError, which calls the file `name` (default: `file`), if it cannot
+    be read.
     """
     with reading(name or file, "cannot be read as an image", "; replace or remove the file"):
         try:
@@ -29,11 +29,11 @@ def open_rgb(file: str | Path | BinaryIO, name: str | None = None) -> Image.Imag
             if not 0 < max(image.size) <= MAX_ASPECT_RATIO * min(image.size):
                 raise ValueError(f"{image.width} x {image.height} pixels: too thin to crop")
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            return to_mode(ImageOps.exif_transpose(image), mode)
 
 
-def changes(image: Image.Image) -> str:
-    """Says in words what `to_rgb` changes about the colours of an image; "" for opaque ones of 8 bits."""
+def changes(image: Image.Image, mode: str = "RGB") -> str:
+    """Says in words what `to_mode` changes about the colours of an image; "" for opaque ones of 8 bits."""
     found = []
     if (frames := getattr(image, "n_frames", 1)) > 1:
         found.append(f"frame {image.tell() + 1} of {frames} is taken")
@@ -41,21 +41,26 @@ def changes(image: Image.Image) -> str:
     if image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
         found.append("16 bits a channel are scaled to 8")
     elif image.mode not in ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "RGBX"):
-        found.append(f"its mode {image.mode} is converted to RGB")
-    clear = image.mode[0] not in "IF" and image.has_transparency_data
+        found.append(f"its mode {image.mode} is converted to {mode}")
+    clear = mode != "RGBA" and image.mode[0] not in "IF" and image.has_transparency_data
     if clear and image.convert("RGBA").getextrema()[3][0] < 255:
         found.append("transparent pixels lie over white")
     return ", ".join(found)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image of any mode to RGB. Scales 16-bit values and lays transparent pixels over white."""
+def to_mode(image: Image.Image, mode: str = "RGB") -> Image.Image:
+    """Converts an image of any mode to "L", "RGB" or "RGBA". Scales 16-bit values.
+
+    RGBA keeps transparency; otherwise transparent pixels lie over white. Grey is the luma of RGB.
+    """
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
         top = 65535 if image.mode.startswith("I") else 255  # Pillow opens 16-bit grey images as "I;16" or "I"
-        values = np.round(values.clip(0, top) * (255 / top)).astype(np.uint8)
-        return Image.fromarray(values).convert("RGB")
+        image = Image.fromarray(np.round(values.clip(0, top) * (255 / top)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
+        if mode == "RGBA":
+            return image
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    return image if mode == "RGB" else image.convert(mode)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from util.data.decode import to_mode
 from util.data.source import Mapped, Source
 from util.errors import UserError, one_line, reading
 
@@ -55,10 +56,10 @@ class Downsampled(Source):
         block, row = self.place(index)
         return f"{self.paths[block]}, row {row}"
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, mode: str = "RGB") -> Image.Image:
         block, row = self.place(index)
         planes = self.blocks[block][row].reshape(3, self.side, self.side)
-        return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
+        return to_mode(Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))), mode)
 
 
 def batch_files(root: Path, split: str) -> list[Path]:

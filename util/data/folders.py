@@ -11,6 +11,7 @@ from util.errors import UserError
 # torchvision's list, written out because importing torchvision takes longer than importing torch, and .gif
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 HELD_OUT = 10  # of data without val/, every 10th image of each class is for validation
+HELD_OUT_NOTE = f"every {HELD_OUT}th for validation"
 LAYOUT = (
     "--data_path must hold images, a folder of images for every class, or train/ and val/ with these; "
     "docs/data.md has the other kinds"
@@ -41,23 +42,28 @@ def open_folders(root: Path, split: str) -> Files:
 
 
 def hold_out(images: Files, split: str) -> Files:
-    """The part of `images` that is for "train" or for "val". A class of one image is for training only.
+    """The part of `images` that is for "train" or for "val", see `part_of`."""
+    chosen = part_of(images.labels.tolist(), split, images.paths[0])
+    kind = f"{images.kind}, {HELD_OUT_NOTE}"
+    return Files(kind, [images.paths[i] for i in chosen], images.labels[chosen], images.classes)
 
-    Raises UserError where nothing would be held out.
+
+def part_of(labels: list[int], split: str, name: object) -> list[int]:
+    """The numbers of the images for "train" or for "val". A class of one image is for training only.
+
+    Raises UserError, which begins with `name`, where nothing would be held out.
     """
     number_in_class, counts = [], Counter()
-    for label in images.labels.tolist():
+    for label in labels:
         number_in_class.append(counts[label])
         counts[label] += 1
     held_out = [
         number % HELD_OUT == 0 and counts[label] > 1
-        for number, label in zip(number_in_class, images.labels.tolist(), strict=True)
+        for number, label in zip(number_in_class, labels, strict=True)
     ]
     if not any(held_out):
-        raise UserError(f"{images.paths[0]}: too few images to hold one out; give at least two of a class")
-    chosen = [index for index, out in enumerate(held_out) if out == (split == "val")]
-    kind = f"{images.kind}, every {HELD_OUT}th for validation"
-    return Files(kind, [images.paths[i] for i in chosen], images.labels[chosen], images.classes)
+        raise UserError(f"{name}: too few images to hold one out; give at least two of a class")
+    return [index for index, out in enumerate(held_out) if out == (split == "val")]
 
 
 def class_folders(folder: Path) -> Files:

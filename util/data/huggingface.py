@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from util.data.decode import open_rgb
+from util.data.decode import open_as
 from util.data.source import Source
 from util.errors import UserError, reading
 
@@ -55,10 +55,10 @@ class HuggingFace(Source):
     def name(self, index: int) -> str:
         return f"{self.root}, {self.split}, row {index}"
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, mode: str = "RGB") -> Image.Image:
         cell = self.table[index][self.column] or {}
         file = cell.get("path") if cell.get("bytes") is None else io.BytesIO(cell["bytes"])
-        return open_rgb(file, name=self.name(index))
+        return open_as(file, mode, self.name(index))
 
 
 def find_split(datasets, root: Path, split: str):

@@ -1,4 +1,4 @@
-"""Loads uint8 crops of the images of any source, in an order that can be repeated.
+"""Loads the values of the images of any source, in an order that can be repeated.
 
 The order of an epoch, each random flip and shift, and the substitute for an image that cannot be read are
 functions of (seed, epoch, image number). They do not depend on the number of processes or workers. The values
@@ -14,14 +14,17 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from util import dist
+from util.data.arrays import open_arrays
 from util.data.augment import Augmentation
 from util.data.downsampled import Downsampled, batch_files
 from util.data.folders import open_folders
 from util.data.huggingface import HuggingFace, is_huggingface
+from util.data.idx import Idx, idx_folder
 from util.data.packed import Packed, is_pack
 from util.data.source import Source
 from util.dist import World
 from util.errors import UserError
+from util.pixels import Alphabet
 from util.run.signals import ignore_in_worker
 
 MAX_BAD_IN_A_ROW = (
@@ -34,6 +37,10 @@ def open_split(root: Path, split: str) -> Source:
     """Lists "train" or "val" of the data set in `root`, of any known kind. Raises UserError for others."""
     if is_pack(root / split):
         return Packed(root / split)
+    if folder := idx_folder(root):
+        return Idx(folder, split)
+    if arrays := open_arrays(root, split):
+        return arrays
     if any(batch_files(root, name) for name in ("train", "val")):
         return Downsampled(root, split)
     if is_huggingface(root):
@@ -42,23 +49,23 @@ def open_split(root: Path, split: str) -> Source:
 
 
 class ImageDataset(Dataset):
-    """Maps (epoch, index) to (values uint8 (3, size, size), label, index).
+    """Maps (epoch, index) to (values (C, *shape) of the alphabet's dtype, label, index).
 
-    flip, shift  random changes, see Augmentation
+    flip, shift  random changes, see Augmentation; what can_mirror denies is not mirrored
     training     a batch takes the next readable image in place of a bad one; otherwise it leaves it out
+
+    Raises UserError where the source has no values of this shape and alphabet.
     """
 
     def __init__(
-        self, source: Source, size: int, *, seed: int, flip: bool = False, shift: int = 0,
-        training: bool = False,
+        self, source: Source, shape: tuple[int, ...], alphabet: Alphabet, *, seed: int, flip: bool = False,
+        shift: int = 0, training: bool = False,
     ):  # fmt: skip
-        if source.img_size not in (None, size):
-            raise UserError(
-                f"these {source.kind} do not fit a model of {size} px; pack them with --img_size {size}"
-            )
-        self.source, self.classes, self.size = source, source.classes, size
-        self.seed, self.training, self.augment = seed, training, Augmentation(flip, shift)
-        self.augment.check(size)
+        source.check(shape, alphabet)
+        self.source, self.classes, self.shape, self.alphabet = source, source.classes, shape, alphabet
+        self.seed, self.training = seed, training
+        self.augment = Augmentation(flip and source.can_mirror, shift)
+        self.augment.check(shape)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -66,7 +73,8 @@ class ImageDataset(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
         """Raises UserError for an image that cannot be read."""
         epoch, index = item
-        values = self.augment(self.source.crop(index, self.size), self.seed, epoch, index)
+        cells = self.source.cells(index, self.shape, self.alphabet)
+        values = self.augment(cells, self.seed, epoch, index)
         return values, int(self.source.labels[index]), index
 
     def __getitems__(self, items: list[tuple[int, int]]) -> tuple[list, dict[int, str]]:
@@ -87,25 +95,28 @@ class ImageDataset(Dataset):
 
 
 def open_dataset(
-    root: Path, split: str, size: int, *, class_num: int | None, seed: int, flip: bool, shift: int,
-    strict: bool,     world: World, num_workers: int,
+    root: Path, split: str, shape: tuple[int, ...], alphabet: Alphabet, *, class_num: int | None, seed: int,
+    flip: bool, shift: int, strict: bool, world: World, num_workers: int,
 ) -> ImageDataset:  # fmt: skip
-    """Opens the "train" or "val" images in `root` for a model of `size` pixels with `class_num` classes.
+    """Opens the "train" or "val" images in `root` for a model of this shape and alphabet with `class_num`
+    classes.
 
     class_num    None: as many as there are
     flip, shift  change training images at random, see Augmentation
     strict       reads every image first, and raises UserError where one is bad
 
-    Raises UserError where the number of classes is another.
+    Raises UserError where the number of classes is another, or the data do not fit shape and alphabet.
     """
     source, training = open_split(root, split), split == "train"
     changes = {"flip": flip, "shift": shift} if training else {}
-    dataset = ImageDataset(source, size, seed=seed, training=training, **changes)
+    dataset = ImageDataset(source, shape, alphabet, seed=seed, training=training, **changes)
     if (found := len(source.classes)) != class_num and class_num is not None:
         what = f"{root}: {split} ({source.kind}) has {found} classes but --class_num is {class_num}"
         raise UserError(what if found else f"{what}; give --class_num 0 for an unconditional model")
-    if strict and (bad := find_bad(source, world, num_workers, world.is_main)):
-        raise UserError(f"--strict_data: {len(bad)} bad image(s) in {split}, the first: {bad[0]}")
+    if strict:
+        every = ImageDataset(source, shape, alphabet, seed=seed)
+        if bad := find_bad(every, world, num_workers, world.is_main):
+            raise UserError(f"--strict_data: {len(bad)} bad image(s) in {split}, the first: {bad[0]}")
     return dataset
 
 
@@ -143,7 +154,7 @@ class BatchOrder:
 
 
 class ImageLoader(DataLoader):
-    """Iterates over batches: values uint8 (B, 3, H, H), labels (B,) and indices (B,).
+    """Iterates over batches: values (B, C, *shape), labels (B,) and indices (B,).
 
     `batch_sampler` is the BatchOrder.
 
@@ -213,9 +224,11 @@ def make_loader(
     return ImageLoader(dataset, order, num_workers, pin_memory)
 
 
-def find_bad(source: Source, world: World, num_workers: int, progress_bar: bool = True) -> list[str]:
-    """Reads every image, shared among all processes. Returns the errors of the bad ones, on each process."""
-    dataset = ImageDataset(source, source.img_size or 8, seed=0)
+def find_bad(dataset: ImageDataset, world: World, num_workers: int, progress_bar: bool = True) -> list[str]:
+    """Reads every image, shared among all processes. Returns the errors of the bad ones, on each process.
+
+    The data set must not be one for `training`, which takes others in their place.
+    """
     loader = make_loader(dataset, 32, world, shuffled=False, num_workers=num_workers, pin_memory=False)
     hidden = None if progress_bar else True  # None: hidden unless there is a terminal
     with tqdm(total=len(dataset), desc="checking", unit="image", disable=hidden) as bar:

@@ -1,9 +1,11 @@
-"""Packs: the images of a split, cropped once and stored as one uint8 array that is mapped into memory.
+"""Packs: the images of a split, cropped once and stored as one array of values that is mapped into memory.
 
 A pack is a folder, which `python -m util.data.tool pack` writes:
 
-    pictures.npy  uint8 (N, 3, size, size)      names.json   where each image came from
-    labels.npy    int64 (N,)                    pack.json    written last: size, classes, unreadable images
+    pictures.npy  uint8 (N, C, *shape), or uint16 above 256 values
+    labels.npy    int64 (N,)
+    names.json    where each image came from
+    pack.json     written last: shape, alphabet, classes, unreadable images
 
 Image i of the pack is image i of the split. An image that cannot be read is kept as zeros and stays marked as
 bad, so training from a pack sees the same images in the same order as training from the files.
@@ -17,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.data.source import Mapped, Source
+from util.data.source import Mapped, Source, cells_of, describe
 from util.errors import UserError, reading
+from util.pixels import RGB, Alphabet, shape_name
 
 MANIFEST, PROGRESS = "pack.json", "progress.json"
 IMAGES, LABELS, NAMES = "pictures.npy", "labels.npy", "names.json"
@@ -27,6 +30,12 @@ IMAGES, LABELS, NAMES = "pictures.npy", "labels.npy", "names.json"
 def is_pack(folder: Path) -> bool:
     """Whether the folder holds a pack, finished or not."""
     return any((folder / name).is_file() for name in (MANIFEST, PROGRESS, IMAGES))
+
+
+def settings_of(manifest: dict) -> dict:
+    """A manifest in today's form. Packs of square RGB images were written with `img_size` alone."""
+    square = [manifest.pop("img_size", None)] * 2
+    return {"shape": square, "alphabet": list(cells_of(RGB)), "can_mirror": True, **manifest}
 
 
 class Packed(Source):
@@ -38,16 +47,19 @@ class Packed(Source):
                 f"{folder}: packing was interrupted; run the same dataset_tool pack command to finish it"
             )
         with reading(folder, "the pack is damaged", "; remove it and pack again"):
-            manifest = json.loads((folder / MANIFEST).read_text())
+            manifest = settings_of(json.loads((folder / MANIFEST).read_text()))
             images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
             labels = np.load(folder / LABELS, allow_pickle=False)
-            self.img_size = manifest["img_size"]
-            shape = (len(labels), 3, self.img_size, self.img_size)
-            if images.dtype != np.uint8 or images.shape != shape:
-                raise ValueError(f"{IMAGES} is {images.dtype} {images.shape}, not uint8 {shape}")
+            self.shape, self.alphabet = tuple(manifest["shape"]), Alphabet(*manifest["alphabet"])
+            self.can_mirror, dtype = bool(manifest["can_mirror"]), self.alphabet.stored
+            shape = (len(labels), self.alphabet.channels, *self.shape)
+            if images.dtype != dtype or images.shape != shape:
+                raise ValueError(f"{IMAGES} is {images.dtype} {images.shape}, not {dtype} {shape}")
             self.bad = {int(index): reason for index, reason in manifest["bad"].items()}
-            super().__init__(f"packed images of {self.img_size} px", labels, manifest["classes"])
-        self.folder, self.images = folder, Mapped(str(folder / IMAGES), images.offset, shape)
+            held = describe(self.shape, self.alphabet)
+            super().__init__(f"packed images of {held}", labels, manifest["classes"])
+        self.folder = folder
+        self.images = Mapped(str(folder / IMAGES), images.offset, shape, dtype.str)
 
     @cached_property
     def names(self) -> list[str]:  # read on demand: there may be a million of them
@@ -56,8 +68,18 @@ class Packed(Source):
     def name(self, index: int) -> str:
         return self.names[index]
 
-    def crop(self, index: int, size: int) -> Tensor:
-        """Image `index` as it was packed. `size` must be `img_size`; ImageDataset checks that."""
+    def check(self, shape: tuple[int, ...], alphabet: Alphabet) -> None:
+        if (self.shape, cells_of(self.alphabet)) != (shape, cells_of(alphabet)):
+            flags = f"--img_size {shape_name(shape)}"
+            if cells_of(alphabet) != cells_of(RGB):
+                names = ("--channels", "--num_values", "--value_kind")
+                flags += "".join(f" {name} {x}" for name, x in zip(names, cells_of(alphabet), strict=True))
+            raise UserError(
+                f"these {self.kind} do not fit a model of {describe(shape, alphabet)}; pack them with {flags}"
+            )
+
+    def cells(self, index: int, shape: tuple[int, ...], alphabet: Alphabet) -> Tensor:
+        """Image `index` as it was packed."""
         if index in self.bad:
             raise UserError(self.bad[index])
-        return torch.from_numpy(self.images[index])
+        return torch.from_numpy(self.images[index]).to(alphabet.dtype)

@@ -12,6 +12,7 @@ import torch
 
 from util.data.loader import ImageDataset
 from util.errors import UserError
+from util.pixels import shape_name
 
 FEW_STEPS = 500
 LOOKED_AT = 64  # images that `find_faults` reads
@@ -100,14 +101,14 @@ def _bad_images(data: ImageDataset) -> list[str]:
     numbers, plain, small = np.linspace(0, len(data) - 1, min(len(data), LOOKED_AT)).astype(int), [], []
     for number in numbers.tolist():
         try:
-            image = data.source.crop(number, data.size)
-            side = data.size if data.source.img_size else min(data.source.image(number).size)
+            image = data.source.cells(number, data.shape, data.alphabet)
+            sides = data.shape if data.source.shape else data.source.image(number).size[::-1]
         except UserError:  # it is named when training meets it
             continue
         if image.amin() == image.amax():
             plain.append(number)
-        if side < data.size:
-            small.append((side, number))
+        if any(side < wanted for side, wanted in zip(sides, data.shape, strict=True)):
+            small.append((min(sides), number))
     faults = []
     if len(plain) > MANY * len(numbers):
         name = data.source.name(plain[0])
@@ -115,8 +116,8 @@ def _bad_images(data: ImageDataset) -> list[str]:
     if len(small) > MANY * len(numbers):
         side, number = min(small)
         faults.append(
-            f"{len(small)} of {len(numbers)} images looked at are enlarged to {data.size} px, such as "
-            f"{data.source.name(number)} of {side}: bits/dim are then not those of your images"
+            f"{len(small)} of {len(numbers)} images looked at are enlarged to {shape_name(data.shape)} px, "
+            f"such as {data.source.name(number)} of {side}: bits/dim are then not those of your images"
         )
     return faults
 

@@ -63,6 +63,6 @@ def test_the_bundled_model_knows_a_photograph_from_an_emoji():
 
 def test_the_line_names_size_data_and_limits():
     model = tiny_model()
-    assert describe(model, "mine").startswith("mine: 0.0486 M parameters, 8 x 8 px, 4 classes. ")
+    assert describe(model, "mine").startswith("mine: 0.0486 M parameters, 8 x 8 pixels, 4 classes. ")
     assert describe(model, "mine").endswith("What it was trained on is not recorded.")
     assert "photographs need the published weights or your own" in describe(zoo.load(device="cpu"), "x")

@@ -55,7 +55,7 @@ def test_positions_of_level_0_are_interpolated(tmp_path, kind):
     # along y and x; torch's bicubic interpolation bends straight lines by up to 0.05
     positions[0, first : first + 16, 0] = grid.repeat_interleave(4)
     positions[0, first : first + 16, 1] = grid.repeat(4)
-    resized = finetune.resize_positions(positions, ours.generator)
+    resized = finetune.resize_positions(positions, None, ours.generator)
     assert resized.shape == ours.generator.pos_embed_learned.shape
     square = resized[0, first : first + 64, :2].view(8, 8, 2)
     expected = (torch.arange(8.0) + 0.5) / 2 - 0.5

@@ -13,6 +13,7 @@ from models.hub.presets import PRESETS
 from models.hub.source import find
 from util import checkpoint
 from util.errors import UserError
+from util.pixels import Alphabet
 
 NAME = "fractalmar_tiny_in8"
 
@@ -69,6 +70,18 @@ def test_settings_of_no_model_are_named(run, change, message):
     with pytest.raises(UserError) as error:
         FractalGen.from_pretrained(run)
     assert str(error.value).startswith(f"{run}/settings.json: {message}")
+
+
+def test_a_run_on_other_data_is_its_model(run):
+    content = json.loads((run / "settings.json").read_text())
+    other = {"img_size_list": [[6, 4], [3, 2], 1], "channels": 1, "num_values": 5, "value_kind": "ordinal"}
+    content["settings"].update(other, mean=[0.1], std=[0.2], num_conds=3, guiding_pixel=False)
+    (run / "settings.json").write_text(json.dumps(content))
+    weights = fractalgen.build(NAME, class_num=3, num_conds=3, **other).state_dict()
+    checkpoint.save(run, {"step": 7, "model": weights})
+    model = FractalGen.from_pretrained(run)
+    assert (model.image_shape, model.alphabet) == ((6, 4), Alphabet(1, 5, "ordinal", [0.1], [0.2]))
+    assert find(run).preset == NAME
 
 
 def test_weights_alone_are_a_source_but_no_model(run):

@@ -20,8 +20,7 @@ from models.likelihood.bits import (
     trace_rows,
 )
 from models.mar import cosine_plan
-from models.noise import Noise
-from util.pixels import normalize, to_values
+from util.pixels import RGB
 
 PIXELS = dict(img_size_list=[2, 1], embed_dim_list=[16, 16], num_blocks_list=[1, 1], num_heads_list=[2, 2])
 SUBSETS = [frozenset(c) for n in range(1, 5) for c in itertools.combinations(range(4), n)]
@@ -76,24 +75,24 @@ def test_bits_in_steps_are_what_the_sampler_pays_for_the_image(kind, steps):
     slow, fast = Forced(model, levels), Forced(model, levels)
     drawn = ReferenceSampler(model, steps, 1.0, pick=slow).sample(None, slow.noise)
     conds = [model.fake_latent.repeat(2, 1)] * model.num_conds
-    assert torch.equal(to_values(drawn), levels.long())
-    assert torch.equal(to_values(model.sample(conds, steps, noise=fast.noise, pick=fast)), levels.long())
-    found = bits(model, normalize(levels), draw_steps(model, slow.noise, steps))
+    assert torch.equal(RGB.to_values(drawn), levels.long())
+    assert torch.equal(RGB.to_values(model.sample(conds, steps, noise=fast.noise, pick=fast)), levels.long())
+    found = bits(model, RGB.normalize(levels), draw_steps(model, slow.noise, steps))
     assert sum(value.sum() for value in found.values()).item() == pytest.approx(slow.bits, rel=1e-5)
     assert fast.bits == pytest.approx(slow.bits, rel=1e-5)
     assert set(found) == ({"guiding1", "rgb"} if kind == "guided" else {"rgb"})
 
 
 def test_an_image_is_predicted_from_the_guiding_pixel_that_is_paid_for():
-    model, images = swayed(tiny_model("guided")), normalize(no_ties(random_values(2, 8)))
-    masks = model.draw_masks(Noise.of_images(0, range(2), model.noise_sizes))
+    model, images = swayed(tiny_model("guided")), RGB.normalize(no_ties(random_values(2, 8)))
+    masks = model.draw_masks(model.noise(0, range(2)))
     drawn, exact = (bits(model, images, masks, round_guiding_pixel) for round_guiding_pixel in (True, False))
     assert torch.equal(drawn["guiding1"], exact["guiding1"])
     assert (drawn["rgb"] - exact["rgb"]).abs().min() > 0.02
 
 
 def test_ar_bits_are_the_loss_of_each_image():
-    model, images = tiny_model("ar"), normalize(random_values(3, 8))
+    model, images = tiny_model("ar"), RGB.normalize(random_values(3, 8))
     found = bits(model, images, [None, None])["rgb"]
     for i in range(3):
         loss = model(images[i : i + 1], torch.zeros(1, dtype=torch.long))
@@ -101,7 +100,7 @@ def test_ar_bits_are_the_loss_of_each_image():
 
 
 def test_bits_by_channel_are_the_heads_own():
-    model, images = tiny_model("ar"), normalize(random_values(2, 8))
+    model, images = tiny_model("ar"), RGB.normalize(random_values(2, 8))
     terms, rows = measure(model, images, [None, None])
     expected = terms[0].nll.view(2, 64, 3).sum(1).double() / math.log(2)
     torch.testing.assert_close(bits_by_term(terms, rows)["rgb"], expected)
@@ -109,7 +108,7 @@ def test_bits_by_channel_are_the_heads_own():
 
 def test_bits_in_parallel_steps_equal_brute_force_over_all_orders():
     """Four pixels in two steps: of an order's patches, the first ones given nothing, the others given those."""
-    model, images = four_pixels(), normalize(random_values(1, 2))
+    model, images = four_pixels(), RGB.normalize(random_values(1, 2))
     plan = tuple((begin, end) for begin, end, _ in cosine_plan(4, 2))
     assert len(plan) == 2
 
@@ -136,7 +135,7 @@ def test_guided_estimate_averages_to_the_samplers_bits_over_all_orders():
     model, levels = swayed(FractalGen(**sizes, **kinds)).eval(), no_ties(random_values(1, 4))
     estimate = brute = 0.0
     for hidden in SUBSETS:
-        found = bits(model, normalize(levels), [None, hide(hidden, 4)])
+        found = bits(model, RGB.normalize(levels), [None, hide(hidden, 4)])
         estimate += sum(found.values()).item() / (4 * math.comb(4, len(hidden)))
     for order in ORDERS:
         forced = Forced(model, levels)
@@ -149,7 +148,7 @@ def test_guided_estimate_averages_to_the_samplers_bits_over_all_orders():
 
 def test_bits_by_level_are_those_of_each_place_in_the_order():
     """Quarter k of four patches is the k-th decided: the mean over orders of its bits, from all masks and from all orders."""
-    model, images = four_pixels(), normalize(random_values(1, 2))
+    model, images = four_pixels(), RGB.normalize(random_values(1, 2))
     estimated, followed = torch.zeros(4), torch.zeros(4)
     for hidden in SUBSETS:
         masks = [hide(hidden)]
@@ -167,8 +166,8 @@ def test_bits_by_level_are_those_of_each_place_in_the_order():
 
 @pytest.mark.parametrize("in_steps", [True, False])
 def test_every_level_accounts_for_all_that_is_paid_below_it(kind, in_steps):
-    model, images = opinionated(tiny_model(kind)), normalize(random_values(3, 8))
-    noise = Noise.of_images(0, range(3), model.noise_sizes)
+    model, images = opinionated(tiny_model(kind)), RGB.normalize(random_values(3, 8))
+    noise = model.noise(0, range(3))
     measured = measure(
         model, images, draw_steps(model, noise, (6, 4)) if in_steps else model.draw_masks(noise)
     )
@@ -181,7 +180,7 @@ def test_every_level_accounts_for_all_that_is_paid_below_it(kind, in_steps):
 
 def as_many_for_all(model, counts: tuple[int, int], n: int) -> list[Mask]:
     """Masks of `counts` patches in every image of each level, as one pass of the published evaluation has them."""
-    noise, masks = Noise.of_images(1, range(n), model.noise_sizes), []
+    noise, masks = model.noise(1, range(n)), []
     for count in counts:
         uniforms = noise.order_uniforms
         masks.append(Mask.of_counts(np.full(len(uniforms), count), uniforms))
@@ -191,7 +190,7 @@ def as_many_for_all(model, counts: tuple[int, int], n: int) -> list[Mask]:
 
 @pytest.mark.parametrize("counts", [(16, 4), (5, 3), (1, 1)])
 def test_published_losses_of_as_many_masked_patches_are_the_published_loss(counts):
-    model, images = opinionated(tiny_model("guided")), normalize(random_values(3, 8))
+    model, images = opinionated(tiny_model("guided")), RGB.normalize(random_values(3, 8))
     masks = as_many_for_all(model, counts, 3)
     loss = model(images, torch.zeros(3, dtype=torch.long), masks=masks, dither=0.0)
     found = published_losses(*measure(model, images, masks, round_guiding_pixel=False))
@@ -199,10 +198,10 @@ def test_published_losses_of_as_many_masked_patches_are_the_published_loss(count
 
 
 def test_published_losses_do_not_depend_on_the_batch():
-    model, images = opinionated(tiny_model("guided")), normalize(random_values(3, 8))
+    model, images = opinionated(tiny_model("guided")), RGB.normalize(random_values(3, 8))
 
     def losses(numbers) -> torch.Tensor:
-        masks = model.draw_masks(Noise.of_images(0, numbers, model.noise_sizes))
+        masks = model.draw_masks(model.noise(0, numbers))
         return published_losses(*measure(model, images[numbers], masks, round_guiding_pixel=False))
 
     torch.testing.assert_close(
@@ -220,7 +219,7 @@ def test_what_is_exact_and_what_a_bound_is_said():
 
 def test_mar_estimate_averages_to_the_mean_over_all_orders():
     """Four pixels, one level: the expectation over (count uniform, subset uniform) is the mean NLL over all 24 orders."""
-    model, images = four_pixels(), normalize(random_values(1, 2))
+    model, images = four_pixels(), RGB.normalize(random_values(1, 2))
     estimate = sum(bits(model, images, [hide(s)])["rgb"].item() / math.comb(4, len(s)) for s in SUBSETS) / 4
 
     def step_bits(known: tuple[int, ...], pixel: int) -> float:
@@ -240,7 +239,7 @@ def test_two_mar_levels_average_to_the_mean_over_all_orders_of_both():
         img_size_list=[4, 2, 1], embed_dim_list=[16] * 3, num_blocks_list=[1] * 3, num_heads_list=[2] * 3
     )
     model = FractalGen(**sizes, generator_type_list=["mar", "mar", "ar"], class_num=2, num_conds=5).eval()
-    images = normalize(random_values(1, 4))
+    images = RGB.normalize(random_values(1, 4))
     estimate, pixel_bits = 0.0, {}
     for outer, inner in itertools.product(SUBSETS, SUBSETS):
         masks = [hide(outer, 1), hide(inner, len(outer))]
@@ -264,7 +263,7 @@ def test_two_mar_levels_average_to_the_mean_over_all_orders_of_both():
 
 
 def test_guiding_bits_count_every_patch_once():
-    model, images = tiny_model("guided"), normalize(random_values(2, 8))
+    model, images = tiny_model("guided"), RGB.normalize(random_values(2, 8))
     everything = [Mask.of(torch.ones(2, 16)), Mask.of(torch.ones(32, 4))]
     terms, rows_of = measure(model, images, everything)
     found = bits_by_term(terms, rows_of)
@@ -273,9 +272,9 @@ def test_guiding_bits_count_every_patch_once():
 
 
 def test_masks_are_a_function_of_the_image_alone(kind):
-    model, images = tiny_model(kind), normalize(random_values(4, 8))
-    together = model.draw_masks(Noise.of_images(0, range(4), model.noise_sizes))
-    alone = model.draw_masks(Noise.of_images(0, [2], model.noise_sizes))
+    model, images = tiny_model(kind), RGB.normalize(random_values(4, 8))
+    together = model.draw_masks(model.noise(0, range(4)))
+    alone = model.draw_masks(model.noise(0, [2]))
     found, single = bits(model, images, together), bits(model, images[2:3], alone)
     for name in found:
         assert found[name][2].item() == pytest.approx(single[name].item(), rel=1e-5)

@@ -8,7 +8,7 @@ from test_bits import Forced, no_ties
 from conftest import TINY, random_values, swayed, tiny_model
 from models.likelihood.inside import look_inside
 from models.sampling.guidance import Guidance
-from util.pixels import to_values
+from util.pixels import RGB
 
 FOUR = dict(
     img_size_list=[8, 4, 2, 1],
@@ -35,7 +35,7 @@ def test_entropies_and_softmaxes_are_those_the_sampler_draws_from(name, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(Guidance, "probabilities", watched)
         drawn = model.sample([model.fake_latent] * model.num_conds, steps, noise=forced.noise, pick=forced)
-    assert torch.equal(to_values(drawn), levels.long())
+    assert torch.equal(RGB.to_values(drawn), levels.long())
     probs = torch.cat(seen)  # every row of every softmax, in the order of drawing
     own = -(probs * probs.clamp(min=1e-30).log2()).sum(-1)
 
@@ -67,10 +67,10 @@ def test_steps_known_pixels_and_neighbours_follow_the_canvas():
         known = (canvases[place.step - 1] != 0).any(0)
     assert torch.equal(place.known, known)
     assert (canvases[place.step][:, 4:6, 0:2] == canvases[-1][:, 4:6, 0:2]).all()
-    assert (place.image, place.patch) == ((0, 0, 8), (0, 4, 2))
-    assert place.neighbours == ((0, 2, 2), (2, 4, 2), (0, 6, 2), None)
+    assert (place.image, place.patch) == ((0, 0, 8, 8), (0, 4, 2, 2))
+    assert place.neighbours == ((0, 2, 2, 2), (2, 4, 2, 2), (0, 6, 2, 2), None)
     inner = look_inside(model, image, (1, 4), 1, seed=2).places[1]
-    assert (inner.image, inner.patch, inner.neighbours) == ((0, 4, 2), (1, 4, 1), ())
+    assert (inner.image, inner.patch, inner.neighbours) == ((0, 4, 2, 2), (1, 4, 1, 1), ())
 
 
 def test_maps_outlines_and_charts():
@@ -79,7 +79,7 @@ def test_maps_outlines_and_charts():
     bright = [sum(shown.getpixel((x, y))) for y in (0, 1) for x in (0, 1)]
     assert bright == sorted(bright)
     assert heat_map(values, high=8).getpixel((1, 1)) == shown.getpixel((0, 1))
-    marked = outline(shown, [((1, 0, 1), "red")], side=20)
+    marked = outline(shown, [((1, 0, 1, 1), "red")], side=20)
     assert marked.size == (20, 20)
     assert marked.getpixel((10, 0)) == (255, 0, 0)
     assert marked.getpixel((9, 0)) == shown.getpixel((0, 0))

@@ -11,8 +11,10 @@ from reference_model import Forced
 from conftest import opinionated, random_values, swayed, tiny_model
 from models.fractalgen import FractalGen
 from models.likelihood.bits import LN2
+from models.likelihood.log_likelihood import pixels_together
 from models.mar import cosine_plan
-from util.pixels import normalize
+from models.pixelloss import PixelLoss
+from util.pixels import RGB, Alphabet
 
 QUIET = dict(progress_bar=False)
 PIXELS = dict(
@@ -81,7 +83,7 @@ def test_the_mean_over_all_orders_is_brute_force(monkeypatch):
             masked = torch.tensor([[patch in order[begin:] for patch in range(4)]])
             mask = Mask.of(masked)
             _, (term,) = model(
-                normalize(levels), torch.tensor([label]), masks=[mask], train=False, label_drop=torch.zeros(1, dtype=torch.bool),
+                RGB.normalize(levels), torch.tensor([label]), masks=[mask], train=False, label_drop=torch.zeros(1, dtype=torch.bool),
                 return_terms=True,
             )  # fmt: skip
             nats = dict(zip(mask.rows.tolist(), term.nll.double().sum(1).tolist(), strict=True))
@@ -117,11 +119,24 @@ def test_prior_and_choice_of_classes():
     assert some.tolist() == [[0, 1], [0, 1]]
 
 
+def test_fewer_pixels_are_evaluated_together_where_each_has_more_logits():
+    most = [pixels_together(alphabet, 4096) for alphabet in (RGB, Alphabet(1, 2), Alphabet(1, 65536))]
+    assert most == [4096, 4096, 48]
+    assert pixels_together(Alphabet(4096, 65536), 4096) == 1
+
+
 def test_batches_change_nothing(monkeypatch):
     model, levels = opinionated(tiny_model("mar")), random_values(5, 8)
     together = model.log_likelihood(levels, 1, **QUIET)
     monkeypatch.setattr("models.likelihood.log_likelihood.MAX_PIXELS", 128)  # two images
     torch.testing.assert_close(model.log_likelihood(levels, 1, **QUIET).bits, together.bits)
+    monkeypatch.setattr("models.likelihood.log_likelihood.MAX_PIXELS", 64)  # one image
+    sizes, run = [], PixelLoss.logits
+    monkeypatch.setattr(
+        PixelLoss, "logits", lambda self, values, conds: sizes.append(len(values)) or run(self, values, conds)
+    )
+    torch.testing.assert_close(model.log_likelihood(levels, 1, **QUIET).bits, together.bits)
+    assert set(sizes) == {64}
     torch.testing.assert_close(model.log_likelihood(levels[:1], 1, **QUIET).bits, together.bits[:1])
 
 

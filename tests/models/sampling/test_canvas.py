@@ -8,10 +8,9 @@ from opcount import OpCount
 from reference_model import ReferenceSampler
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import ROOT, TINY, opinionated, tiny_model
+from conftest import ROOT, TINY, grid_model, opinionated, tiny_model
 from models import fractalgen
 from models.fractalgen import FractalGen
-from models.noise import Noise
 from models.sampling import prepare
 from models.sampling.prepare import FastLinear
 
@@ -31,7 +30,7 @@ class Picks:
     def __call__(self, probs, uniforms):
         self.uniforms.append(uniforms)
         self.probs.append(probs)
-        return (uniforms * 256).long()
+        return (uniforms * probs.shape[1]).long()
 
     def sorted(self):
         return torch.cat(self.probs)[torch.cat(self.uniforms).argsort()]
@@ -40,7 +39,7 @@ class Picks:
 def assert_like_the_reference(model, scale=3.0, schedule="linear", steps=STEPS, atol=1e-5, **how):
     """Asserts that the sampler's distributions equal those of the reference. Returns the images."""
     noise, settings = (
-        Noise.of_images(3, range(len(LABELS)), model.noise_sizes),
+        model.noise(3, range(len(LABELS))),
         (steps, scale, schedule, 1.1, 1e-2),
     )
     reference_picks, picks = Picks(), Picks()
@@ -73,6 +72,22 @@ def test_deeper_fractals_with_guiding_pixels(generators):
     )
     model = opinionated(tiny_model("guided", **changes))
     assert_like_the_reference(model, steps=(3, 4, 3))
+
+
+OTHERS = {  # generators above the head, sizes, channels, values
+    "a sequence": ("mar,ar", [(12,), (3,), (1,)], 4, 20, "categorical"),
+    "a grey rectangle": ("mar,mar", [(4, 6), (2, 3), (1, 1)], 1, 17, "ordinal"),
+    "a volume": ("ar,mar", [(4, 2, 6), (2, 1, 3), (1, 1, 1)], 2, 300, "ordinal"),
+    "a volume of categories": ("mar,mar", [(2, 4, 2), (1, 2, 2), (1, 1, 1)], 1, 5, "categorical"),
+    "a rectangle of categories": ("ar,ar", [(6, 4), (2, 2), (1, 1)], 6, 2, "categorical"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_grids_and_alphabets(name):
+    for guiding_pixel in {False, OTHERS[name][-1] == "ordinal"}:
+        blocks = dict(num_blocks_list=[2, 1, 2])
+        assert_like_the_reference(grid_model(*OTHERS[name], guiding_pixel=guiding_pixel, **blocks))
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
@@ -124,7 +139,7 @@ def test_bfloat16_distributions_stay_close(kind):
         met[name] = Picks()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             conds = [model.fake_latent.repeat(4, 1)] * model.num_conds
-            model.sample(conds, STEPS, pick=met[name], noise=Noise.of_images(0, range(4), model.noise_sizes))
+            model.sample(conds, STEPS, pick=met[name], noise=model.noise(0, range(4)))
     distance = (met["exact"].sorted() - met["rough"].sorted()).abs().sum(-1) / 2  # total variation
     assert 0 < distance.mean() < 0.05
 
@@ -186,7 +201,7 @@ def test_an_image_takes_few_operations_and_no_waiting(name, published, monkeypat
             raise Enough
 
     with OpCount() as ops, pytest.raises(Enough):
-        model.sample(conds, preset.steps, 4.0, on_step=stop, noise=Noise.of_images(0, [0], model.noise_sizes))
+        model.sample(conds, preset.steps, 4.0, on_step=stop, noise=model.noise(0, [0]))
     assert ops.total / share < 0.45 * published
     assert not ops.syncs
 

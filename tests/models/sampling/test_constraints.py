@@ -7,7 +7,7 @@ import torch
 from conftest import opinionated, random_values, tiny_model
 from models.sampling.constraints import Grey, Palette, Within
 from models.sampling.known import KnownPixels
-from util.pixels import normalize
+from util.pixels import RGB
 
 QUIET = dict(progress_bar=False, output_type="np", seed=3)
 COLOURS = [[0, 0, 0], [255, 255, 255], [250, 10, 20], [250, 200, 30]]
@@ -37,8 +37,8 @@ def test_a_guiding_pixel_over_known_colours_can_be_drawn():
     )
     hidden[:, 0] = 1
     for known in (
-        KnownPixels(normalize(values), hidden.bool(), Grey()),
-        KnownPixels(normalize(values), torch.ones(1, 2, 2).bool(), Grey()),
+        KnownPixels(RGB.normalize(values), hidden.bool(), RGB, Grey()),
+        KnownPixels(RGB.normalize(values), torch.ones(1, 2, 2).bool(), RGB, Grey()),
     ):
         drawn = torch.zeros(1, 0, dtype=torch.long)
         for channel in range(3):
@@ -76,7 +76,9 @@ def test_allowed_values_keep_the_ratios_of_their_probabilities():
         None,
         lambda channel, drawn, reference: torch.arange(256).expand(len(reference), -1) % 2 == 0,
     ):
-        model.sample(conds, (1, 1), pick=pick, known=KnownPixels(normalize(values), hidden, constraint))
+        model.sample(
+            conds, (1, 1), pick=pick, known=KnownPixels(RGB.normalize(values), hidden, RGB, constraint)
+        )
     free, even = met[0][0], met[3][0]
     torch.testing.assert_close(even[::2], free[::2] / free[::2].sum())
     assert (even[1::2] == 0).all()
@@ -92,16 +94,16 @@ def test_a_guiding_pixel_is_the_mean_of_known_colours_and_hidden_pixels_that_ful
     """Three pixels are known and red, one is hidden and grey, so that R of their mean decides G and B."""
     values, hidden = torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.zeros(1, 2, 2, dtype=torch.bool)
     values[:, 0], values[:, :, 0, 0], hidden[:, 0, 0] = 200, 80, True
-    red = KnownPixels(normalize(values), hidden, Grey())
+    red = KnownPixels(RGB.normalize(values), hidden, RGB, Grey())
     assert guides(red) == [*range(150, 215)]
     assert guides(red, (170,)) == [20]
     assert guides(red, (170, 20)) == [20]
-    near = KnownPixels(normalize(values), hidden, Within(4))
+    near = KnownPixels(RGB.normalize(values), hidden, RGB, Within(4))
     assert guides(near) == [169, 170, 171]
     assert guides(near, (170,)) == [19, 20, 21]
     nothing_known = torch.ones_like(hidden)
-    assert guides(KnownPixels(normalize(values), nothing_known, Grey()), (170,)) == [170]
-    assert guides(KnownPixels(normalize(values), nothing_known, Within(4))) == [*range(166, 175)]
+    assert guides(KnownPixels(RGB.normalize(values), nothing_known, RGB, Grey()), (170,)) == [170]
+    assert guides(KnownPixels(RGB.normalize(values), nothing_known, RGB, Within(4))) == [*range(166, 175)]
 
 
 def test_a_plain_function_can_be_a_constraint(kind):

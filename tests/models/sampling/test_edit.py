@@ -13,7 +13,6 @@ from conftest import opinionated, random_values, tiny_model
 from models.fractalgen import PRESETS, build
 from models.generator import Mask
 from models.likelihood.bits import LN2
-from models.noise import Noise
 from models.patches import patchify
 from models.sampling.canvas import Batch
 from models.sampling.edit import box_mask
@@ -22,7 +21,7 @@ from models.sampling.guidance import Guidance
 from models.sampling.known import KnownPixels
 from models.sampling.prepare import Setup
 from util.errors import UserError
-from util.pixels import normalize, to_uint8
+from util.pixels import RGB
 
 QUIET = dict(progress_bar=False, output_type="np", seed=3)
 
@@ -61,11 +60,11 @@ def test_known_pixels_come_back_to_the_bit_and_others_are_drawn(kind, mask):
 def test_every_small_preset_keeps_known_pixels(name):
     torch.manual_seed(0)
     model = build(name, class_num=3).eval()
-    side = model.img_size_list[0]
-    image = numpy(random_values(1, side))
-    mask = np.zeros((side, side), bool)
-    mask[side // 4 : side // 2 + 1, 1 : side // 2] = True
-    mask[-1, -1] = True
+    shape = model.image_shape
+    image = np.random.default_rng(0).integers(256, size=(1, *shape, model.alphabet.channels))
+    mask = np.zeros(shape, bool)
+    mask[tuple(slice(side // 4, side // 2 + 1) for side in shape)] = True
+    mask[(-1,) * len(shape)] = True
     out = model.edit(image, mask, 1, num_inference_steps=[2] * len(model.generators), **QUIET)
     assert (out == image)[:, ~mask].all()
     assert (out != image)[:, mask].mean() > 0.8
@@ -88,16 +87,20 @@ def test_hidden_pixels_are_drawn_conditionally_on_all_known_ones(kind, mask):
     with patch.object(KnownPixels, "guiding_weights", lambda *_: None):
         conds = [model.fake_latent.repeat(2, 1)] * model.num_conds
         model.sample(
-            conds, (1, 1), noise=forced.noise, pick=forced, known=KnownPixels(normalize(values), hidden)
+            conds,
+            (1, 1),
+            noise=forced.noise,
+            pick=forced,
+            known=KnownPixels(RGB.normalize(values), hidden, RGB),
         )
-    hidden_patches = patchify(hidden[:, None].float(), 2).bool()  # (2, 16, 4)
+    hidden_patches = patchify(hidden[:, None].float(), (2, 2)).bool()  # (2, 16, 4)
     top, below = (type(generator).__name__ for generator in model.generators)
     first = Mask.of(hidden_patches.any(-1)) if top == "MAR" else None
     rows = hidden_patches.flatten(0, 1)
     rows = rows[first.rows] if first else rows
     second = Mask.of(rows) if below == "MAR" else None
     _, terms = model(
-        normalize(values), torch.zeros(2, dtype=torch.long), masks=[first, second], train=False, dither=0.0, round_guiding_pixel=True,
+        RGB.normalize(values), torch.zeros(2, dtype=torch.long), masks=[first, second], train=False, dither=0.0, round_guiding_pixel=True,
         return_terms=True,
     )  # fmt: skip
     found = {term.name: term.nll.double() for term in terms}
@@ -111,12 +114,12 @@ def test_known_pixels_restrict_the_guiding_pixel():
     hidden = torch.zeros(1, 2, 2, dtype=torch.bool)
     hidden[0, 0, 0] = True
     values = torch.full((1, 3, 2, 2), 200, dtype=torch.uint8)
-    known = KnownPixels(normalize(values), hidden)
+    known = KnownPixels(RGB.normalize(values), hidden, RGB)
     weights = known.guiding_weights(0, torch.zeros(1, 0, dtype=torch.long))
     possible = weights.isfinite().nonzero()[:, 1]
     assert (possible.min().item(), possible.max().item()) == (150, 214)
     assert weights.argmax().item() == 200
-    nothing_known = KnownPixels(normalize(values), torch.ones_like(hidden))
+    nothing_known = KnownPixels(RGB.normalize(values), torch.ones_like(hidden), RGB)
     assert (nothing_known.guiding_weights(0, torch.zeros(1, 0, dtype=torch.long)) == 0).all()
 
 
@@ -130,7 +133,7 @@ def test_the_sampler_draws_guiding_pixels_conditionally_on_known_pixels():
 
     values = torch.full((1, 3, 8, 8), 200, dtype=torch.uint8)
     conds = [model.fake_latent] * model.num_conds
-    model.sample(conds, (1, 1), pick=pick, known=KnownPixels(normalize(values), hidden))
+    model.sample(conds, (1, 1), pick=pick, known=KnownPixels(RGB.normalize(values), hidden, RGB))
     assert len(met) == 6  # R, G, B of the guiding pixel and of the hidden one
     for probs in met[:3]:
         assert probs[0, 150:215].sum().item() == pytest.approx(1)
@@ -182,7 +185,7 @@ def test_any_kind_of_input_gives_the_same():
 def test_the_canvas_shows_all_images_and_their_known_pixels_from_the_first_step(kind):
     model, image, seen = opinionated(tiny_model(kind)), random_values(3, 8), []
     masks = np.stack([ODD_MASKS["scattered"], np.zeros((8, 8), bool), ODD_MASKS["one pixel"]])
-    call = lambda step, steps, canvas: seen.append((step, steps, numpy(to_uint8(canvas))))  # noqa: E731
+    call = lambda step, steps, canvas: seen.append((step, steps, numpy(RGB.to_values(canvas))))  # noqa: E731
     out = model.edit(image, masks, [0, 1, 2], callback_on_step_end=call, **QUIET)
     assert [step for step, *_ in seen] == list(range(seen[0][1]))
     for _, _, canvas in seen:
@@ -223,14 +226,14 @@ def test_operations_follow_the_hidden_share(name):
     conds, steps = [model.fake_latent.detach()] * model.num_conds, [8] + [2] * (len(model.generators) - 1)
     counts = []
     for mask in (torch.ones(side, side, dtype=torch.bool), box_mask(side, (0, 0, side // 2, side // 2))):
-        known = KnownPixels(normalize(random_values(1, side)), mask[None])
+        known = KnownPixels(RGB.normalize(random_values(1, side)), mask[None], RGB)
         with (
             torch.no_grad(),
             patch("models.sampling.prepare.packed_rows", lambda dtype: range(0)),
         ):  # FlopCounterMode does not count oneDNN's operations.
             sampler = build_sampler(model, Setup(torch.float32))
             with FlopCounterMode(display=False) as counter:
-                noise = Noise.of_images(0, [0], model.noise_sizes)
+                noise = model.noise(0, [0])
                 sampler.sample(Batch(conds, Guidance(), noise, tuple(steps), known))
         counts.append(counter.get_total_flops())
     assert counts[1] < 0.3 * counts[0]

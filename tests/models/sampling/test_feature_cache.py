@@ -5,7 +5,6 @@ import torch
 from test_canvas import LABELS, Picks
 
 from conftest import opinionated, tiny_model
-from models.noise import Noise
 from models.sampling.mar import CachedAttention
 
 STEPS = (16, 4)
@@ -13,7 +12,7 @@ STEPS = (16, 4)
 
 def distributions(model, scale, interval):
     """Returns all distributions that the sampler draws from; the drawn values do not depend on them."""
-    noise, met = Noise.of_images(3, range(len(LABELS)), model.noise_sizes), Picks()
+    noise, met = model.noise(3, range(len(LABELS))), Picks()
     cond = model.class_emb(LABELS)
     cond = torch.cat([cond, model.fake_latent.repeat(len(LABELS), 1)]) if scale != 1 else cond
     model.sample(

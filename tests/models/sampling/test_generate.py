@@ -9,7 +9,7 @@ import torch
 from conftest import TINY, opinionated, random_values, tiny_model
 from models.sampling.options import SamplingOptions
 from models.sampling.prepare import FastLinear
-from util.pixels import normalize, to_values
+from util.pixels import RGB
 
 SETTINGS = dict(num_inference_steps=(6, 3), guidance_scale=2.0, temperature=1.1, seed=3, progress_bar=False)
 
@@ -52,7 +52,7 @@ def test_sampling_under_autocast(kind):
     with torch.autocast("cpu", torch.bfloat16):
         drawn = model.generate([0, 1], output_type="pt", **SETTINGS)
     assert drawn.dtype == torch.float32  # pixels are exact values, whatever dtype the layers computed in
-    assert torch.equal(normalize(to_values(drawn)), drawn)
+    assert torch.equal(RGB.normalize(RGB.to_values(drawn)), drawn)
 
 
 def test_seed_generator_and_global_seed_each_repeat_the_image():

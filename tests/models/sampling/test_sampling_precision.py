@@ -16,6 +16,8 @@ def test_the_products_of_a_model_are_those_of_its_blocks():
     assert training_products(ar, 3) == [Product(48, 32, 2), Product(192, 16, 1), Product(192, 16, 1)]
     assert sampling_products(ar) == [Product(2, 32, 32), Product(2, 16, 64), Product(2, 16, 192)]
     assert sampling_products(mar)[:2] == [Product(32, 32, 32), Product(8, 16, 64)]
+    grey = tiny_model("ar", channels=1)  # the head takes one token for each channel
+    assert sampling_products(grey)[-1] == Product(2, 16, 64)
 
 
 @pytest.mark.parametrize(("gain", "dtype"), [(2.0, torch.bfloat16), (0.9, torch.float32)])

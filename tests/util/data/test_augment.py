@@ -8,6 +8,7 @@ from util.data.augment import Augmentation
 from util.data.loader import open_dataset
 from util.dist import World
 from util.errors import UserError
+from util.pixels import RGB
 
 SIZE = 8
 
@@ -56,7 +57,10 @@ def test_only_training_images_are_changed_whatever_their_source(tmp_path, packed
         tool(["pack", str(tmp_path / "files"), str(root), "--img_size", str(SIZE), "--num_workers", "0"])
     how = dict(class_num=1, seed=0, strict=False, world=World(), num_workers=0)
     changed, plain = (
-        {split: open_dataset(root, split, SIZE, flip=flip, shift=shift, **how) for split in ("train", "val")}
+        {
+            split: open_dataset(root, split, (SIZE, SIZE), RGB, flip=flip, shift=shift, **how)
+            for split in ("train", "val")
+        }
         for flip, shift in ((True, 3), (False, 0))
     )
     images = lambda data: torch.stack([data[0, i][0] for i in range(len(data))])  # noqa: E731
@@ -70,6 +74,6 @@ def test_only_training_images_are_changed_whatever_their_source(tmp_path, packed
 
 
 def test_a_shift_that_leaves_too_little_of_the_image_is_refused():
-    Augmentation(shift=4).check(SIZE)
+    Augmentation(shift=4).check((SIZE, 12))
     with pytest.raises(UserError, match="--shift 5 must be from 0 to 4, half of 8 pixels"):
-        Augmentation(shift=5).check(SIZE)
+        Augmentation(shift=5).check((12, SIZE))

@@ -10,6 +10,7 @@ from util.data.downsampled import Downsampled, read_batch
 from util.data.loader import ImageDataset, open_split
 from util.data.source import Mapped
 from util.errors import UserError
+from util.pixels import RGB
 
 LABELS = [3, 1, 2, 1, 3, 2]
 
@@ -55,7 +56,7 @@ def test_batches_of_every_format_give_their_rows_and_labels(protocol, tmp_path):
     assert source.labels.tolist() == [label - 1 for label in LABELS]
     assert source.classes == ["1", "2", "3"]
     for i, values in enumerate(random_values(6, 8)):
-        assert (ImageDataset(source, 8, seed=0)[0, i][0] == values).all()
+        assert (ImageDataset(source, (8, 8), RGB, seed=0)[0, i][0] == values).all()
     in_the_file = protocol in (3, 4, 5, "Python 2", "npz")
     assert isinstance(source.blocks[0], Mapped) == in_the_file
 
@@ -65,7 +66,7 @@ def test_rows_are_not_taken_from_a_place_in_the_file_that_only_begins_like_them(
     preview = {"preview": content["data"][[0, 0, 0, 0, 0, 0]], **content}
     (tmp_path / "val_data").write_bytes(pickle.dumps(preview, protocol=4))
     source = open_split(tmp_path, "val")
-    assert (source.crop(5, 8) == random_values(6, 8)[5]).all()
+    assert (source.cells(5, (8, 8), RGB) == random_values(6, 8)[5]).all()
 
 
 def test_a_mapped_source_travels_to_another_process_without_its_images(tmp_path):
@@ -73,7 +74,7 @@ def test_a_mapped_source_travels_to_another_process_without_its_images(tmp_path)
     source = open_split(tmp_path, "val")
     travelling = pickle.dumps(source)
     assert len(travelling) < 20_000 < source.labels.nbytes + 600 * 192
-    assert (pickle.loads(travelling).crop(7, 8) == source.crop(7, 8)).all()
+    assert (pickle.loads(travelling).cells(7, (8, 8), RGB) == source.cells(7, (8, 8), RGB)).all()
 
 
 def test_training_from_ten_batches(tmp_path):
@@ -82,7 +83,7 @@ def test_training_from_ten_batches(tmp_path):
     np.savez(tmp_path / "val_data.npz", **batch(11))
     train = open_split(tmp_path, "train")
     assert train.name(55).endswith("train_data_batch_10, row 1")
-    assert (train.crop(55, 8) == random_values(6, 8, 10)[1]).all()
+    assert (train.cells(55, (8, 8), RGB) == random_values(6, 8, 10)[1]).all()
     log = train_tiny(tmp_path, tmp_path / "out")
     assert (
         "downsampled ImageNet, 10 files of 8 px and downsampled ImageNet, 1 file of 8 px, 3 classes, 60 + 6"

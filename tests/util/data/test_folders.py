@@ -8,6 +8,7 @@ from conftest import random_values, save_image, score, train_tiny
 from util.data.folders import HELD_OUT, LABEL_LISTS, class_folders
 from util.data.loader import ImageDataset, open_split
 from util.errors import UserError
+from util.pixels import RGB
 
 WNIDS = ("n01443537", "n01629819", "n02124075")
 
@@ -21,7 +22,7 @@ def fill(folder, names, seed=0) -> torch.Tensor:
 
 
 def read(source) -> torch.Tensor:
-    data = ImageDataset(source, 8, seed=0)
+    data = ImageDataset(source, (8, 8), RGB, seed=0)
     return torch.stack([data[0, i][0] for i in range(len(data))])
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 from conftest import random_values, save_image, score, train_tiny
 from util.data.loader import ImageDataset, open_split
 from util.errors import UserError
+from util.pixels import RGB
 
 datasets = pytest.importorskip("datasets", reason="needs the extra [hf]")
 NAMES = ["cat", "dog", "emu"]
@@ -32,7 +33,7 @@ def table(seed: int, n: int = 6, labels=True, bad=()):
 
 
 def read(source) -> torch.Tensor:
-    data = ImageDataset(source, 8, seed=0)
+    data = ImageDataset(source, (8, 8), RGB, seed=0)
     return torch.stack([data[0, i][0] for i in range(len(data))])
 
 

@@ -7,6 +7,7 @@ from util.data.folders import class_folders
 from util.data.loader import BatchOrder, ImageDataset, find_bad, make_loader
 from util.dist import World
 from util.errors import UserError
+from util.pixels import RGB
 
 ALONE = World()
 
@@ -22,7 +23,7 @@ def folder(tmp_path):
 
 
 def test_items_are_uint8_crops_with_label_and_number(folder):
-    data = ImageDataset(class_folders(folder), 8, seed=0)
+    data = ImageDataset(class_folders(folder), (8, 8), RGB, seed=0)
     values, label, index = data[0, 7]
     assert (values.shape, values.dtype, label, index) == ((3, 8, 8), torch.uint8, 1, 7)
     assert (values == 140).all()
@@ -34,7 +35,7 @@ def test_flips_are_a_function_of_seed_epoch_and_image(tmp_path):
     (tmp_path / "a").mkdir()
     for i in range(40):
         Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a" / f"{i:02d}.png")
-    data, again = (ImageDataset(class_folders(tmp_path), 8, seed=0, flip=True) for _ in range(2))
+    data, again = (ImageDataset(class_folders(tmp_path), (8, 8), RGB, seed=0, flip=True) for _ in range(2))
     turned = {epoch: [data[epoch, i][0][0, 0, 0].item() == 7 for i in range(40)] for epoch in (0, 1)}
     assert turned[0] != turned[1]
     assert 8 < sum(turned[0]) < 32
@@ -92,7 +93,7 @@ def test_where_an_epoch_begins_is_settled_when_it_is_iterated():
 
 
 def training_set(folder) -> ImageDataset:
-    return ImageDataset(class_folders(folder), 8, seed=1, flip=True, training=True)
+    return ImageDataset(class_folders(folder), (8, 8), RGB, seed=1, flip=True, training=True)
 
 
 def epoch_of(data, epoch=0, workers=0, world=ALONE, batch_size=4) -> list:
@@ -152,7 +153,9 @@ def test_a_bad_image_is_reported_once(folder):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_in_validation_a_bad_image_is_left_out_even_where_a_batch_is_all_bad(folder, workers):
     damage(folder, *(f"cat/{i}.png" for i in (0, 1, 2, 4)))
-    batches, bad = epoch_of(ImageDataset(class_folders(folder), 8, seed=0), batch_size=3, workers=workers)
+    batches, bad = epoch_of(
+        ImageDataset(class_folders(folder), (8, 8), RGB, seed=0), batch_size=3, workers=workers
+    )
     assert [indices for _, _, indices in batches] == [[3, 5], [6, 7, 8], [9]]
     assert len(bad) == 4
 
@@ -164,15 +167,16 @@ def test_nothing_but_bad_images_is_an_error(folder):
 
 
 def test_find_bad_reads_all_in_parallel(folder, capsys):
-    source = class_folders(folder)
-    assert find_bad(source, World(), 2) == []
+    data = ImageDataset(class_folders(folder), (8, 8), RGB, seed=0)
+    assert find_bad(data, World(), 2) == []
     damage(folder, "dog/1.png", "cat/4.png")
-    assert [line.split(":")[0] for line in find_bad(source, World(), 2)] == [source.paths[4], source.paths[6]]
+    paths = data.source.paths
+    assert [line.split(":")[0] for line in find_bad(data, World(), 2)] == [paths[4], paths[6]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_gives_the_same_batches_with_any_number_of_workers(folder, workers):
-    data = ImageDataset(class_folders(folder), 8, seed=1, flip=True)
+    data = ImageDataset(class_folders(folder), (8, 8), RGB, seed=1, flip=True)
     loader = make_loader(data, 4, World(), shuffled=True, num_workers=workers, pin_memory=False)
     indices = [index.tolist() for _, _, index in loader]
     assert indices == [[i for _, i in batch] for batch in BatchOrder(10, 4, World(), 1, True)]
@@ -193,6 +197,6 @@ def test_a_folder_without_images_is_an_error(tmp_path, make, message):
 
 
 def test_a_batch_larger_than_the_data_is_an_error(folder):
-    data = ImageDataset(class_folders(folder), 8, seed=0)
+    data = ImageDataset(class_folders(folder), (8, 8), RGB, seed=0)
     with pytest.raises(UserError, match=r"batch_size 6 on 2 process\(es\) is more than the 10"):
         make_loader(data, 6, World(0, 2), shuffled=True, num_workers=0, pin_memory=False)

@@ -11,6 +11,7 @@ from util import checkpoint
 from util.data import tool
 from util.data.loader import ImageDataset, open_split
 from util.errors import UserError
+from util.pixels import RGB, Alphabet
 
 
 @pytest.fixture
@@ -51,7 +52,8 @@ def test_training_from_a_pack_equals_training_from_the_files_to_the_bit(folder, 
 def test_a_pack_holds_the_crops_labels_names_and_classes(folder, tmp_path):
     pack(folder, tmp_path / "pack")
     packed, files = (
-        ImageDataset(open_split(root, "train"), 8, seed=0, flip=True) for root in (tmp_path / "pack", folder)
+        ImageDataset(open_split(root, "train"), (8, 8), RGB, seed=0, flip=True)
+        for root in (tmp_path / "pack", folder)
     )
     assert packed.classes == files.classes == ["a", "b", "c"]
     assert [packed.source.name(i) for i in range(12)] == files.source.paths
@@ -63,7 +65,7 @@ def test_a_pack_holds_the_crops_labels_names_and_classes(folder, tmp_path):
     for data in (packed, files):
         with pytest.raises(UserError, match=r"files/train/b/10.jpg: cannot be read as an image"):
             data[0, 7]
-    packed = ImageDataset(open_split(tmp_path / "pack", "train"), 8, seed=0)
+    packed = ImageDataset(open_split(tmp_path / "pack", "train"), (8, 8), RGB, seed=0)
     assert len(pickle.dumps(packed)) < 3000, "a worker is handed the place of the images, not the images"
 
 
@@ -73,12 +75,65 @@ def test_a_pack_of_another_size_is_refused(folder, tmp_path):
     with pytest.raises(
         UserError, match="packed images of 8 px do not fit a model of 32 px; pack them with --img_size 32"
     ):
-        ImageDataset(source, 32, seed=0)
+        ImageDataset(source, (32, 32), RGB, seed=0)
+
+
+def test_a_pack_of_rectangles_and_another_alphabet_says_what_it_is(folder, tmp_path, capsys):
+    grey = [
+        "--img_size",
+        "6x8",
+        "--channels",
+        "1",
+        "--num_values",
+        "5",
+        "--splits",
+        "train",
+        "--num_workers",
+        "0",
+    ]
+    assert tool.main(["pack", str(folder), str(tmp_path / "pack"), *grey]) == 0
+    assert "12 images of 6x8 px, 1 channel of 5 ordinal values, 1 bad" in capsys.readouterr().out
+    alphabet = Alphabet(1, 5)
+    packed, files = (
+        ImageDataset(open_split(root, "train"), (6, 8), alphabet, seed=0, flip=True)
+        for root in (tmp_path / "pack", folder)
+    )
+    for i in (*range(7), *range(8, 12)):
+        assert torch.equal(packed[1, i][0], files[1, i][0])
+    assert packed.augment.flip
+    manifest = json.loads((tmp_path / "pack/train/pack.json").read_text())
+    assert (manifest["shape"], manifest["alphabet"]) == ([6, 8], [1, 5, "ordinal"])
+    with pytest.raises(
+        UserError,
+        match=r"these packed images of 6x8 px, 1 channel of 5 ordinal values do not fit a model of 8 px; pack them with --img_size 8$",
+    ):
+        ImageDataset(packed.source, (8, 8), RGB, seed=0)
+    with pytest.raises(
+        UserError, match=r"with --img_size 6x8 --channels 1 --num_values 17 --value_kind ordinal$"
+    ):
+        ImageDataset(packed.source, (6, 8), Alphabet(1, 17), seed=0)
+    ImageDataset(
+        packed.source, (6, 8), Alphabet(1, 5, mean=[0.1], std=[1]), seed=0
+    )  # a pack holds no normalised values
+
+
+def test_a_pack_of_an_earlier_version_is_one_of_rgb_squares(folder, tmp_path):
+    pack(folder, tmp_path / "pack", "--splits", "train")
+    manifest = tmp_path / "pack/train/pack.json"
+    note = json.loads(manifest.read_text())
+    for name in ("shape", "alphabet", "can_mirror"):
+        del note[name]
+    manifest.write_text(json.dumps({"img_size": 8, **note}))
+    source = open_split(tmp_path / "pack", "train")
+    assert (source.shape, source.alphabet, source.can_mirror) == ((8, 8), RGB, True)
+    assert len(ImageDataset(source, (8, 8), RGB, seed=0)) == 12
+    pack(folder, tmp_path / "pack", "--splits", "train")  # is left as it is
+    assert json.loads(manifest.read_text())["img_size"] == 8
 
 
 def damage_manifest(folder):
     note = json.loads((folder / "pack.json").read_text())
-    (folder / "pack.json").write_text(json.dumps({**note, "img_size": 16}))
+    (folder / "pack.json").write_text(json.dumps({**note, "shape": [16, 16]}))
 
 
 @pytest.mark.parametrize(

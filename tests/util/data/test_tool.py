@@ -3,6 +3,7 @@ import resource
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from conftest import random_values, save_image
 from util.data import tool as dataset_tool
 from util.data.loader import open_split
+from util.pixels import shape_name
 
 
 @pytest.fixture
@@ -93,6 +95,20 @@ def test_packing_that_was_killed_goes_on_and_ends_with_the_same_bytes(folder, tm
     assert set(open_split(tmp_path / "killed", "train").bad) == {1, 59}
 
 
+@pytest.mark.parametrize(
+    ("text", "shape"), [("28", (28, 28)), ("28x20", (28, 20)), ("64x", (64,)), ("8x16x16", (8, 16, 16))]
+)
+def test_sizes_name_the_cells_of_each_axis(text, shape):
+    assert dataset_tool.parse_shape(text) == shape
+    assert shape_name(shape) == text
+
+
+@pytest.mark.parametrize("text", ["0", "8x0", "x8", "8x8x8x8", "8 x 8", "-8", "8.0", "", "8xx", "٨"])
+def test_other_sizes_are_refused(text):
+    with pytest.raises(ArgumentTypeError, match="must be as 28, 28x20, 64x or 8x16x16"):
+        dataset_tool.parse_shape(text)
+
+
 def test_a_finished_pack_is_left_as_it_is(folder, tmp_path):
     assert tool("pack", folder, tmp_path / "pack", "--img_size", 8) == 0
     images = tmp_path / "pack" / "train" / "pictures.npy"
@@ -137,13 +153,18 @@ def test_a_pack_of_other_images_is_not_written_over(folder, tmp_path, capsys):
     ("words", "message"),
     [
         (["pack", "x", "y"], "pack needs DATA OUT --img_size"),
-        (["check", "x", "--img_size", "8"], "check takes DATA alone"),
+        (["check", "x", "y"], "check takes no OUT"),
+        (["check", "x", "--channels", "1"], "--channels, --num_values and --value_kind need --img_size too"),
+        (
+            ["pack", "x", "y", "--img_size", "8", "--num_values", "1"],
+            "--num_values 1 must be from 2 to 65536",
+        ),
         (["pack", "FILES", "NEW", "--img_size", "99999999"], "--img_size 99999999: 64 images need 1,788,"),
         (
             ["pack", "FILES", "/proc/x", "--img_size", "8"],
             "/proc/x: cannot be written (No such file or directory)",
         ),
-        (["pack", "x", "y", "--img_size", "0"], "--img_size at least 1"),
+        (["pack", "x", "y", "--img_size", "0"], "'0' must be as 28, 28x20, 64x or 8x16x16, each at least 1"),
         (["pack", "/nowhere", "y", "--img_size", "8"], "/nowhere: no such folder"),
         (
             ["pack", "FILES", "FILES", "--img_size", "8"],

@@ -8,6 +8,7 @@ import torch
 from conftest import random_values, save_image
 from util.data.folders import class_folders
 from util.data.loader import ImageDataset
+from util.pixels import RGB
 from util.run import plan
 from util.run.settings import TINY_BATCH, TINY_STEPS, fill_in
 
@@ -50,7 +51,7 @@ def images(folder, values: torch.Tensor, label: str = "a") -> None:
 
 def faults(folder, size: int = 8, steps: int = 10, **given) -> list[str]:
     args = Namespace(**{"epochs": 1000, "ema": False, "ema_decay": 0.9, "class_num": 1, **given})
-    return plan.find_faults(args, ImageDataset(class_folders(folder), size, seed=0), steps)
+    return plan.find_faults(args, ImageDataset(class_folders(folder), (size, size), RGB, seed=0), steps)
 
 
 def test_nothing_is_said_of_good_images_and_settings(tmp_path):

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from evaluation.npz import Npz
+from util.data.npz import Npz
 from util.errors import UserError
 
 
