@@ -37,15 +37,13 @@ def main(arguments: list[str] | None = None) -> None:
                 raise UserError(f"{args.data / split} has {number} classes, {args.model} {model.class_num}")
         if train.shape[1:] != images.shape[1:]:
             raise UserError(f"{args.data}: the images in train and in val are not of one size")
-        start = time.perf_counter()
-        posterior = model.classify(images, num_orders=args.num_orders)
+        start, shown = time.perf_counter(), [Image.fromarray(image) for image in images]
+        posterior = model.classify(shown, num_orders=args.num_orders)
     labels = torch.from_numpy(labels)
     accuracy = (posterior.argmax(1) == labels).double().mean().item()
     nats = -posterior.gather(1, labels[:, None]).log().mean().item()
     seconds = (time.perf_counter() - start) / len(labels)
-    first_of_each_class = [
-        Image.fromarray(images[(labels == label).nonzero()[0].item()]) for label in range(model.class_num)
-    ]
+    first_of_each_class = [shown[(labels == label).nonzero()[0].item()] for label in range(model.class_num)]
     _, regression = classify_by_regression(args.data, first_of_each_class)
     print(f"accuracy on {len(labels)} held-out images")
     print(f"  {args.model}: {accuracy:.2%} ", end="")

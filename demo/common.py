@@ -16,7 +16,7 @@ from PIL import Image
 
 from models.hub.zoo import BUNDLED
 from util.crop import center_crop_arr
-from util.data.decode import open_rgb
+from util.data.decode import open_as
 from util.errors import UserError
 from util.files import atomic_write, check_writable
 from util.flags import Parser
@@ -55,6 +55,16 @@ def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
 
     number.__name__ = "whole number"  # argparse shows it
     return number
+
+
+def image_size(model, square: bool = False) -> tuple[int, int]:
+    """Returns width and height of a model's images. Raises UserError where they are none, or no squares."""
+    if not model.alphabet.is_image(model.image_shape):
+        raise UserError("this model draws no images; use model.generate, see docs/other-data.md")
+    height, width = model.image_shape
+    if square and (height != width or model.alphabet.channels == 4):
+        raise UserError("only square images without transparency can be shown here; use model.edit")
+    return width, height
 
 
 def one_or_list(numbers: list[float] | None) -> float | list[float] | None:
@@ -151,10 +161,11 @@ def shell_command(words: Sequence[str], width: int = 100) -> str:
     return " \\\n".join(lines)
 
 
-def read_split(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Reads all images folder/CLASS/*.png, which must have one size.
+def read_split(folder: Path, mode: str = "RGB") -> tuple[np.ndarray, np.ndarray]:
+    """Reads all images folder/CLASS/*.png, which must have one size, in Pillow's `mode`.
 
-    Returns uint8 images (n, side, side, 3), and labels (n,): numbers of the classes in alphabetical order.
+    Returns uint8 images (n, side, side, 3), or (n, side, side) in mode "L", and labels (n,): numbers of the
+    classes in alphabetical order.
     Raises UserError where there are none, or one cannot be read or has another size.
     """
     paths = sorted(folder.glob("*/*.png"))
@@ -163,7 +174,7 @@ def read_split(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     classes = sorted({path.parent.name for path in paths})
     images = []
     for path in paths:
-        images.append(np.asarray(open_rgb(path)))
+        images.append(np.asarray(open_as(path, mode)))
         if images[-1].shape != images[0].shape:
             raise UserError(f"{path}: is not of the size of {paths[0]}; all images must have one size")
     return np.stack(images), np.array([classes.index(path.parent.name) for path in paths])
@@ -178,16 +189,16 @@ def compressed_bits(image: np.ndarray, kind: str) -> int:
 
 
 def lossless_bits_per_dim(images: np.ndarray) -> dict[str, float]:
-    """Returns bits per dimension of uint8 images (n, side, side, 3) as lossless PNG and WebP files.
+    """Returns bits per dimension of uint8 images (n, side, side, …), RGB or grey, as lossless files.
 
-    Each image is compressed as one file, and then all images together as one sheet.
+    Each image is compressed as one PNG or WebP file, and then all images together as one sheet.
     """
-    n, side = images.shape[:2]
+    n, *shape = images.shape
     columns = math.ceil(math.sqrt(n))
-    sheet = np.zeros((columns * columns, side, side, 3), np.uint8)
+    sheet = np.zeros((columns * columns, *shape), np.uint8)
     sheet[:n] = images
-    sheet = sheet.reshape(columns, columns, side, side, 3).swapaxes(1, 2)
-    sheet = sheet.reshape(columns * side, columns * side, 3)
+    sheet = sheet.reshape(columns, columns, *shape).swapaxes(1, 2)
+    sheet = sheet.reshape(columns * shape[0], columns * shape[1], *shape[2:])
     return {
         "PNG, one file per image": sum(compressed_bits(image, "PNG") for image in images) / images.size,
         "WebP, one file per image": sum(compressed_bits(image, "WEBP") for image in images) / images.size,
@@ -212,7 +223,7 @@ def classify_by_regression(data: Path, samples: Sequence[Image.Image]) -> tuple[
     regression = LogisticRegression(max_iter=1000).fit(flat(train), train_labels)
     classes = train_labels.max() + 1
     wanted = np.repeat(np.arange(classes), len(samples) // classes)
-    found = regression.predict(flat([np.asarray(image) for image in samples]))
+    found = regression.predict(flat([np.asarray(image.convert("RGB")) for image in samples]))
     return float((found == wanted).mean()), float(regression.score(flat(val), val_labels))
 
 
