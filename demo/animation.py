@@ -10,17 +10,18 @@ from torch import Tensor
 
 from util.errors import UserError
 from util.files import atomic_write
-from util.pixels import make_sheet, to_pil
+from util.pixels import Alphabet, make_sheet
 
 
 class Growth:
     """A step callback that keeps the canvas after each step, as a sheet of its first `limit` images."""
 
-    def __init__(self, columns: int, zoom: int = 1, limit: int = 64):
-        self.columns, self.zoom, self.limit, self.frames = columns, zoom, limit, []
+    def __init__(self, alphabet: Alphabet, columns: int, zoom: int = 1, limit: int = 64):
+        self.alphabet, self.columns, self.zoom = alphabet, columns, zoom
+        self.limit, self.frames = limit, []
 
     def __call__(self, step: int, num_steps: int, canvas: Tensor) -> None:
-        self.frames.append(make_sheet(to_pil(canvas[: self.limit]), self.columns, self.zoom))
+        self.frames.append(make_sheet(self.alphabet.to_pil(canvas[: self.limit]), self.columns, self.zoom))
 
 
 def check_can_write(path: Path) -> None:

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from models.sampling.options import check_steps
 from util.crop import center_crop_arr
 from util.errors import UserError
 from util.inputs import open_image
-from util.pixels import to_pil
+from util.pixels import Alphabet
 
 # Colours of boxes: the patch that is followed, and its neighbours.
 PATCH, KNOWN_NEIGHBOUR, UNKNOWN_NEIGHBOUR = "#ff2d95", "#13c26b", "#ffb000"
@@ -41,7 +42,7 @@ ASSUMED_ORDER = (
     "This image was uploaded or edited. The order of patches is one that the model could use to draw it, "
     "not the order in which it was made."
 )
-SOFTMAXES = "The predicted distributions: softmaxes of 256 values, without guidance, at temperature 1"
+SOFTMAXES = "The predicted distributions: softmaxes over values, without guidance, at temperature 1"
 MAX_RESULTS = 8  # of an edit
 
 
@@ -119,8 +120,8 @@ def draw(model, label: int | None, number: int, settings: dict, index: int = 0) 
     labels = None if label is None else [label] * number
     indices = range(index, index + number)
     return watch(
-        lambda step: model.generate(
-            labels, num_images=number, indices=indices, callback_on_step_end=step, **settings
+        lambda step: in_rgb(
+            model.generate(labels, num_images=number, indices=indices, callback_on_step_end=step, **settings)
         )
     )
 
@@ -130,17 +131,24 @@ def redraw(model, image, mask: np.ndarray, label: int | None, number: int, setti
     if not mask.any():
         raise UserError("nothing to repaint: the whole image is kept")
     return watch(
-        lambda step: model.edit(image, mask, label, num_results=number, callback_on_step_end=step, **settings)
+        lambda step: in_rgb(
+            model.edit(image, mask, label, num_results=number, callback_on_step_end=step, **settings)
+        )
     )
 
 
 def extend(model, image, position, label: int | None, number: int, settings: dict) -> Iterator[tuple]:
     """Paints around a small image at `position` (x, y), `number` times, and yields events like `watch`."""
     return watch(
-        lambda step: model.uncrop(
-            image, position, label, num_results=number, callback_on_step_end=step, **settings
+        lambda step: in_rgb(
+            model.uncrop(image, position, label, num_results=number, callback_on_step_end=step, **settings)
         )
     )
+
+
+def in_rgb(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Returns images as the page shows them. A model that draws grey ones gets their values back."""
+    return [image.convert("RGB") for image in images]
 
 
 def by_blocks(model, work: Callable) -> Iterator[tuple]:
@@ -241,12 +249,12 @@ def thumbnail(chosen: Chosen) -> str:
     return figures([figure(chosen.image), text])
 
 
-def canvas(began: float, step: int, num_steps: int, images: Tensor) -> str:
-    """Returns HTML of the growing canvas, normalised images (B, 3, H, W), and of the time that is left.
+def canvas(alphabet: Alphabet, began: float, step: int, num_steps: int, images: Tensor) -> str:
+    """Returns HTML of the growing canvas, normalised images (B, C, H, W), and of the time that is left.
 
     began  when the drawing began, by time.monotonic()
     """
-    shown = figures([figure(image) for image in to_pil(images)], small=len(images) > 2)
+    shown = figures([figure(image) for image in alphabet.to_pil(images)], small=len(images) > 2)
     progress = f'<progress max="{num_steps}" value="{step + 1}"></progress>'
     left = time_left(time.monotonic() - began, (step + 1) / num_steps)
     return f"{progress} step {step + 1} of {num_steps}{left}{shown}"
@@ -257,10 +265,10 @@ def results(drawn: Sequence[Chosen]) -> str:
     return figures([figure(one.image, one.caption) for one in drawn], small=len(drawn) > 2)
 
 
-def before_and_after(before: Chosen, box: tuple[int, int, int] | None, drawn: Sequence[Chosen]) -> str:
+def before_and_after(before: Chosen, box: tuple[int, ...] | None, drawn: Sequence[Chosen]) -> str:
     """Returns HTML of an image and of what was drawn in its place.
 
-    box  (x, y, side) that was drawn again, and that is outlined; None: it is not a patch
+    box  (x, y, width, height) that was drawn again, and that is outlined; None: it is not a patch
     """
 
     def shown(one: Chosen, title: str) -> str:
@@ -292,12 +300,13 @@ def levels_to_redraw(model) -> list[tuple[str, int]]:
     ]
 
 
-def patches_to_redraw(model, pixel: Sequence[int]) -> list[tuple[str, tuple[int, int, int]]]:
-    """Returns the patch of each level that holds `pixel`: a description and the box (x, y, side)."""
-    patches = [("the whole image", (0, 0, model.img_size_list[0]))]
-    for level, side in enumerate(model.img_size_list[1:]):
+def patches_to_redraw(model, pixel: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:
+    """Returns the patch of each level that holds `pixel`: a description and its box, as `box_mask`."""
+    patches = [("the whole image", (0, 0, *model.image_shape))]
+    for level, generator in enumerate(model.generators):
+        side = generator.spec.patch_size[0]
         name = f"the {side} x {side} patch of level {level}" if side > 1 else "the pixel"
-        patches.append((name, (pixel[0] // side * side, pixel[1] // side * side, side)))
+        patches.append((name, (pixel[0] // side * side, pixel[1] // side * side, side, side)))
     return patches
 
 
@@ -321,7 +330,7 @@ def look(model, chosen: Chosen, pixel: Sequence[int]) -> str:
 
 def place_figure(image: Image.Image, level: int, place: Place) -> str:
     """Returns HTML of what a level sees, with boxes around its patch and the patch's neighbours."""
-    x, y, side = place.image
+    x, y, side, _ = place.image
     seen = np.array(image)[y : y + side, x : x + side]
     seen[~place.known.numpy()] = HIDDEN
     boxes = []
@@ -329,8 +338,8 @@ def place_figure(image: Image.Image, level: int, place: Place) -> str:
         if box is not None:
             known = bool(place.known[box[1] - y, box[0] - x])
             colour = KNOWN_NEIGHBOUR if known else UNKNOWN_NEIGHBOUR
-            boxes.append(((box[0] - x, box[1] - y, box[2]), colour))
-    boxes.append(((place.patch[0] - x, place.patch[1] - y, place.patch[2]), PATCH))
+            boxes.append(((box[0] - x, box[1] - y, *box[2:]), colour))
+    boxes.append(((place.patch[0] - x, place.patch[1] - y, *place.patch[2:]), PATCH))
     caption = f"Level {level} ({place.kind}), {side} px: step {place.step + 1} of {place.num_steps}"
     return figure(outline(Image.fromarray(seen), boxes), caption)
 
@@ -342,11 +351,18 @@ def softmax_figures(model, inside: Inside) -> list[str]:
         if place.probs is not None:
             name = name.replace("pixels", "pixel")
             bits = ", ".join(
-                f"{channel} {value:.2f}" for channel, value in zip("RGB", place.entropy.tolist(), strict=True)
+                f"{channel} {value:.2f}".strip()
+                for channel, value in zip(channel_titles(model), place.entropy.tolist(), strict=True)
             )
             caption = f"Softmaxes of the {name}; entropy in bits: {bits}"
             found.append(figure(bar_chart(place.probs, place.values.tolist()), caption))
     return found
+
+
+def channel_titles(model) -> list[str]:
+    """Returns the names of the channels as people see them; a single one needs none."""
+    names = model.alphabet.channel_names
+    return [name.upper() * (len(names) > 1) for name in names]
 
 
 def entropy_figures(model, inside: Inside) -> list[str]:
@@ -354,9 +370,10 @@ def entropy_figures(model, inside: Inside) -> list[str]:
     found = []
     for level, (name, place) in enumerate(zip(softmax_names(model), inside.places, strict=True)):
         if place.entropy is not None:
-            bits = inside.entropy[level].mean(0)
-            caption = f"Entropy of the {name}, mean {bits.mean():.2f} bits per channel (black 0, bright 8)"
-            found.append(figure(enlarge(heat_map(bits, high=8.0)), caption))
+            bits, most = inside.entropy[level].mean(0), math.log2(model.alphabet.num_values)
+            scale = f"black 0, bright {most:.2g}"
+            caption = f"Entropy of the {name}, mean {bits.mean():.2f} bits per channel ({scale})"
+            found.append(figure(enlarge(heat_map(bits, high=most)), caption))
     return found
 
 
@@ -365,7 +382,7 @@ def likelihood(model, chosen: Chosen, label: int | None, num_orders: int) -> str
     options = dict(num_orders=num_orders, progress_bar=False)
     pixels = -model.log_likelihood(chosen.image, label, "pixel", **options).bits[0]
     by_level, errors = model.log_likelihood(chosen.image, label, "level", **options)
-    total, dims = -by_level.sum().item(), 3 * pixels.numel()
+    total, dims = -by_level.sum().item(), model.num_dims
     rows = [
         f"<tr><td>{name}</td><td>{-bits:.1f}</td><td>{-bits / dims:.4f}</td><td>{error:.1f}</td></tr>"
         for name, bits, error in zip(

@@ -13,6 +13,7 @@ import app_logic as logic
 import gradio as gr
 from app_logic import Chosen
 from app_server import Visitors
+from common import image_size
 from pace import Pace, drawing_work
 from PIL import Image
 
@@ -88,7 +89,12 @@ class Page:
 
     def __init__(self, model, max_batch: int, chunk: int | None, visitors: Visitors):
         """Creates the states. Must be called inside gradio.Blocks."""
-        self.model, self.max_batch, self.chunk, self.side = model, max_batch, chunk, model.img_size_list[0]
+        self.model, self.max_batch, self.chunk, self.side = (
+            model,
+            max_batch,
+            chunk,
+            image_size(model, square=True)[0],
+        )
         self.chosen, self.history = gr.State(), gr.State([])
         self.visitors, self.pace = visitors, Pace()
         self.gallery = gr.Gallery(
@@ -267,7 +273,7 @@ class Page:
         for kind, value in self.while_wanted(events, request, draw):
             if kind == "step" and time.monotonic() - shown >= PAUSE:
                 shown = time.monotonic()
-                yield logic.canvas(began, *value), gr.skip(), gr.skip(), gr.skip()
+                yield logic.canvas(self.model.alphabet, began, *value), gr.skip(), gr.skip(), gr.skip()
         if kind == "step":  # not wanted any more
             yield "<p>Stopped.</p>", gr.skip(), gr.skip(), gr.skip()
             return

@@ -205,11 +205,10 @@ def draw_level_again(page: Page, chosen, level: int, name: str, options: dict, a
 
 
 def draw_patch_again(page: Page, chosen, box, name: str, options: dict, asked):
-    """Repaints the patch `box` (x, y, side) of an image, and yields like `Page.stream`."""
+    """Repaints the patch `box` (x, y, width, height) of an image, and yields like `Page.stream`."""
     if box is None:
         raise UserError("look inside this image first, then choose what to draw again")
-    x, y, side = box
-    mask = logic.box_mask(page.side, (x, y, side, side)).numpy()
+    mask = logic.box_mask(page.side, box).numpy()
     drawn = dict(number=min(REDRAWN, page.max_batch), share=mask.mean())
     events = logic.redraw(page.model, chosen.image, mask, chosen.label, drawn["number"], options)
     show = partial(logic.before_and_after, chosen, None if mask.all() else box)

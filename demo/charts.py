@@ -40,40 +40,40 @@ def heat_map(values, high: float | None = None, low: float = 0.0, colours: str =
 
 def outline(
     image: Image.Image,
-    boxes: Sequence[tuple[tuple[int, int, int], str]],
+    boxes: Sequence[tuple[tuple[int, ...], str]],
     side: int = 256,
     around: bool = False,
 ) -> Image.Image:
     """Enlarges an image and draws the edges of boxes on it.
 
-    boxes   ((x, y, side), colour), in pixels of `image`; later boxes cover earlier ones
+    boxes   ((x, y, width, height), colour), in pixels of `image`; later boxes cover earlier ones
     around  draws the edges around the boxes, so that all of their pixels stay visible
     """
     sheet = enlarge(image, side)
     zoom, draw = sheet.width // image.width, ImageDraw.Draw(sheet)
-    for (x, y, size), colour in boxes:
-        width = 3 if around else max(2, min(4, size * zoom // 6))
+    for (x, y, columns, rows), colour in boxes:
+        width = 3 if around else max(2, min(4, columns * zoom // 6))
         beyond = width if around else 0
         first = x * zoom - beyond, y * zoom - beyond
-        last = (x + size) * zoom - 1 + beyond, (y + size) * zoom - 1 + beyond
+        last = (x + columns) * zoom - 1 + beyond, (y + rows) * zoom - 1 + beyond
         draw.rectangle((first, last), outline=colour, width=width)
     return sheet
 
 
 def bar_chart(probs: Tensor, values: Sequence[int], height: int = 64) -> Image.Image:
-    """Draws probabilities (3, 256) of R, G and B as three charts, one below the other.
+    """Draws probabilities (C, V) of the channels, R, G and B or others, one chart below the other.
 
-    values  three values 0..255; a triangle points at each
+    values  C values; a triangle points at each
     """
-    gap, width = 10, 2
-    chart = Image.new("RGB", (256 * width, 3 * (height + gap)), "white")
-    draw = ImageDraw.Draw(chart)
-    for channel, (row, drawn, colour) in enumerate(zip(probs.tolist(), values, CHANNELS, strict=True)):
+    gap, width = 10, max(1, 512 // probs.shape[1])
+    chart = Image.new("RGB", (probs.shape[1] * width, len(probs) * (height + gap)), "white")
+    draw, colours = ImageDraw.Draw(chart), CHANNELS if len(probs) == 3 else ["dimgrey"] * len(probs)
+    for channel, (row, drawn, colour) in enumerate(zip(probs.tolist(), values, colours, strict=True)):
         bottom = channel * (height + gap) + height
         draw.line((0, bottom, chart.width, bottom), fill="lightgrey")
         for value, probability in enumerate(row):
             top = bottom - round(probability / max(row) * (height - 4))
             draw.rectangle((value * width, top, value * width + width - 1, bottom), fill=colour)
-        x = int(drawn) * width + 1
+        x = int(drawn) * width + width // 2
         draw.polygon([(x, bottom + 1), (x - 5, bottom + 8), (x + 5, bottom + 8)], fill="black")
     return chart

@@ -14,7 +14,7 @@ class Independent(Generator):
         self.cond_emb = nn.Linear(spec.cond_dim, spec.num_patches * spec.embed_dim)
 
     def forward(self, images, conds, options):
-        patches = patchify(images, self.spec.patch_size).unflatten(2, (3, self.spec.patch_size, -1))
+        patches = patchify(images, self.spec.patch_size).unflatten(2, self.spec.patch_shape)
         return LevelOutput(patches.flatten(0, 1), [self.cond_emb(conds[0]).view(-1, self.spec.embed_dim)])
 
     def plan(self, num_iter, hidden=None):

@@ -26,6 +26,7 @@ from common import (
     add_model_flags,
     check_output,
     crop_and_scale,
+    image_size,
     make_parser,
     one_or_list,
     read_image,
@@ -42,14 +43,14 @@ from models.sampling.generate import is_out_of_memory
 from util.crop import center_crop_arr, crop_map
 from util.errors import UserError, naming
 from util.flags import TEMPERATURE, Parser
-from util.inputs import open_mask, to_mask_batch
+from util.inputs import open_mask, to_mask_batch, to_value_batch
 from util.pixels import make_sheet
 
 MAX_RESULTS = 1000
 COLUMNS, SIDE = 8, 160  # of the sheet: images in a row, and the least pixels of an image's side
 FLAGS = {  # of the arguments that `model.edit` and others are called with
     "class_labels": "--label", "guidance_scale": "--cfg", "num_inference_steps": "--num_iter",
-    "distance": "--within", "temperature": "--temperature", "seed": "--seed",
+    "distance": "--within", "colours": "--palette", "temperature": "--temperature", "seed": "--seed",
 }  # fmt: skip
 
 
@@ -192,8 +193,9 @@ def main(arguments: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     check_output("-o", args.output, ".png")
     model = load(args.model, args.device)
-    image, mask = prepare(args, model.img_size_list[0])
-    values = np.asarray(image)
+    given, mask = prepare(args, image_size(model, square=True)[0])
+    values = to_value_batch(given, model.image_shape, model.alphabet)
+    (image,) = model.alphabet.to_pil(model.alphabet.normalize(values))  # as the model sees it
     if not args.uncrop and (warning := unlike_training(model, values)):
         print(f"{args.image}: {warning}")
     with naming(FLAGS):
@@ -207,16 +209,16 @@ def run(args: argparse.Namespace) -> None:
             temperature=one_or_list(args.temperature),
             num_inference_steps=one_or_list(args.num_iter),
             seed=args.seed,
-            output_type="np",
         )
-    assert (results == values)[:, ~mask].all()
-    write(args.output, image, mask, [Image.fromarray(result) for result in results])
+    assert all((np.asarray(result) == np.asarray(image))[~mask].all() for result in results)
+    write(args.output, image, mask, results)
 
 
 def sheet(image: Image.Image, mask: np.ndarray, results: Sequence[Image.Image]) -> Image.Image:
     """Lays out the image with the edge of the mask, the mask in magenta, and the results, with captions."""
     zoom = max(1, -(-SIDE // image.width))
-    enlarged = [one.resize((image.width * zoom,) * 2, Image.Resampling.NEAREST) for one in (image, *results)]
+    size = image.width * zoom, image.height * zoom
+    enlarged = [one.convert("RGB").resize(size, Image.Resampling.NEAREST) for one in (image, *results)]
     white = np.kron(mask, np.ones((zoom, zoom), bool))
     width = 2  # of the line, which lies inside of the mask
     padded = np.pad(white, width, constant_values=False)

@@ -20,6 +20,7 @@ from common import (
     add_model_flags,
     check_output,
     crop_and_scale,
+    image_size,
     make_parser,
     one_or_list,
     read_image,
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     check_output("-o", args.output, ".png")
     model = load(args.model, args.device)
-    side = model.img_size_list[0]
+    side = image_size(model, square=True)[0]
     image = crop_and_scale(read_image(args.image), side, args.image)
     label = args.label
     if label is not None:
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     def title(label: int) -> str:
         return f"{label} ({model.class_names[label]})" if model.class_names else str(label)
 
-    print_table(log_likelihood, side, len(model.generators))
+    print_table(log_likelihood, model)
     bits = -log_likelihood("pixel").bits[0].numpy()
     brightest = np.quantile(bits, 0.99)
     images, legend = [image, heat_map(bits, brightest)], f"image, bits per pixel (0 to {brightest:.1f})"
@@ -108,17 +109,19 @@ def run(args: argparse.Namespace) -> None:
     print(f"{legend}: {args.output}")
 
 
-def print_table(log_likelihood: Callable, side: int, num_levels: int) -> None:
+def print_table(log_likelihood: Callable, model) -> None:
     """Prints the bits of an image, in total, by the softmax below each level, and by channel.
 
     log_likelihood  "image", "level" or "channel" -> the image's log-likelihood, summed that way
     """
     total, levels, channels = (log_likelihood(reduce) for reduce in ("image", "level", "channel"))
-    dims = 3 * side**2
+    dims, channel_names = model.num_dims, map(str.upper, model.alphabet.channel_names)
     print(f"{-total.bits[0]:.1f} bits, {-total.bits[0] / dims:.3f} per dimension ", end="")
     print(f"(standard error over orders {total.standard_error[0] / dims:.3f})")
-    names = [f"guiding pixels of level {level + 1}" for level in range(num_levels - 1)] + ["pixels"]
-    rows = [*zip(names, levels.bits[0], strict=True), *zip("RGB", channels.bits[0], strict=True)]
+    names = [f"guiding pixels of level {level + 1}" for level in range(len(model.generators) - 1)] + [
+        "pixels"
+    ]
+    rows = [*zip(names, levels.bits[0], strict=True), *zip(channel_names, channels.bits[0], strict=True)]
     for name, bits in rows:
         if bits:
             print(f"  {name:<28}{-bits:10.1f} bits  {-bits / dims:7.3f} per dimension")

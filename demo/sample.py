@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from animation import Growth, check_can_write, save_animation
-from common import ROOT, add_model_flags, check_output, make_parser, save_png, whole_number
+from common import ROOT, add_model_flags, check_output, image_size, make_parser, save_png, whole_number
 from PIL import Image
 
 from models.hub.classes import class_title
@@ -150,16 +150,16 @@ def run(args: argparse.Namespace) -> None:
         classes = check_labels(model, args.classes, "--classes")
     else:
         classes = list(range(min(10, model.class_num))) or [None]
-    side = model.img_size_list[0]
-    zoom = args.zoom or max(1, -(-96 // side))
+    width, height = image_size(model)
+    zoom = args.zoom or max(1, -(-96 // width))
     count = len(classes) * args.num
-    if (pixels := count * (side * zoom) ** 2) > MAX_PIXELS:
+    if (pixels := count * height * width * zoom**2) > MAX_PIXELS:
         raise UserError(
             f"the sheet of {count} images would have {pixels:,} pixels, more than {MAX_PIXELS:,}; "
             "give a smaller --zoom or --num"
         )
     labels = [label for label in classes for _ in range(args.num)]
-    growth = Growth(args.num, zoom) if args.growth else None
+    growth = Growth(model.alphabet, args.num, zoom) if args.growth else None
     with naming({**FLAGS, "seed": "--seed"}):
         images = draw(model, labels, settings_of(args), args.batch, growth)
     row_labels = [] if classes == [None] else [class_title(label, model.class_names) for label in classes]
@@ -171,7 +171,8 @@ def run(args: argparse.Namespace) -> None:
     for path in args.growth:
         save_animation(path, growth.frames, args.fps)
         written.append(path)
-    print(f"{len(images)} images of {side} x {side} pixels, seed {args.seed}:", ", ".join(map(str, written)))
+    about = f"{len(images)} images of {width} x {height} pixels, seed {args.seed}"
+    print(f"{about}: {', '.join(map(str, written))}")
 
 
 def check_outputs(args: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ from util.data.loader import ImageDataset, open_split
 from util.data.source import Source
 from util.errors import UserError, one_line, reading
 from util.files import make_writable, write_json
-from util.pixels import make_sheet
+from util.pixels import RGB, make_sheet
 from util.run.plan import duration
 
 MODELS = (  # the largest first
@@ -46,8 +46,8 @@ SHOWN, PER_CLASS = 8, 6  # classes on the sheet of samples, and samples of each
 
 def typical_side(source: Source) -> int:
     """The median of the shorter sides of some images, in pixels."""
-    if source.img_size is not None:
-        return source.img_size
+    if source.shape is not None:
+        return min(source.shape)
     sides = []
     for number in np.linspace(0, len(source) - 1, min(len(source), LOOKED_AT)).astype(int).tolist():
         try:
@@ -73,7 +73,7 @@ def choose(train: Source, data: Path, hours: float, device: str) -> dict:
     side, time_left = typical_side(train), hours * 3600 * OVERHEAD
     sizes = {name: PRESETS[name].sizes[0] for name in MODELS}
     fitting = [name for name, size in sizes.items() if size <= side] or [MODELS[-1]]
-    if train.img_size is not None:  # these images cannot be scaled
+    if train.shape is not None:  # these images cannot be scaled
         fitting = [name for name, size in sizes.items() if size == side]
         if not fitting:
             known = ", ".join(map(str, sizes.values()))
@@ -97,7 +97,7 @@ def choose(train: Source, data: Path, hours: float, device: str) -> dict:
 
 def crops(source: Source, size: int) -> np.ndarray:
     """The images of a split as a model sees them: uint8 (n, size, size, 3), without those that are bad."""
-    data, images = ImageDataset(source, size, seed=0), []
+    data, images = ImageDataset(source, (size, size), RGB, seed=0), []
     for number in range(len(data)):
         try:
             images.append(data[0, number][0].permute(1, 2, 0).numpy())

@@ -141,7 +141,7 @@ def test_a_patch_that_was_drawn_again_is_outlined_beside_what_it_was(model):
     white = Image.new("RGB", (8, 8), "white")
     drawn = [logic.Chosen(white, "again, image 0", index=0), logic.Chosen(white, "again, image 1", index=1)]
     before = logic.Chosen(white, "<b>before</b>")
-    shown = logic.before_and_after(before, (4, 2, 1), drawn)
+    shown = logic.before_and_after(before, (4, 2, 1, 1), drawn)
     assert re.findall("<figcaption>(.*?)</figcaption>", shown) == [
         "Before",
         "After, image 0",
@@ -175,6 +175,21 @@ def test_errors_name_files_without_their_folders_and_print_no_traceback(capsys):
         fail()
     assert error.value.message == "my image.png: cannot be read (no 'x.png'); bits/dim 8/16"
     assert not error.value.print_exception
+
+
+def test_a_model_of_grey_images_is_shown_in_rgb_and_gets_its_own_values_back():
+    model = opinionated(tiny_model("ar", channels=1, num_values=17))
+    settings = logic.check_settings(model, 3, 1.0, 1.0, (16, 16), True)
+    *_, (_, (drawn,)) = logic.draw(model, 1, 1, settings)
+    assert drawn.mode == "RGB"
+    mask = np.zeros((8, 8), bool)
+    mask[-1, -1] = True
+    *_, (_, (edited,)) = logic.redraw(model, drawn, mask, 1, 1, settings)
+    assert (np.asarray(edited) == np.asarray(drawn))[~mask].all()
+    chosen = logic.Chosen(drawn, "an image", 1)
+    bits = -model.log_likelihood(drawn, 1, progress_bar=False).bits.item()
+    assert f"{bits:.1f} bits, {bits / 64:.4f} bits per dimension" in logic.likelihood(model, chosen, 1, 1)
+    assert "bright 4.1" in logic.look(model, chosen, (5, 2))
 
 
 def test_new_random_numbers_for_one_level_keep_those_of_the_others(model):
@@ -219,8 +234,8 @@ def test_looking_inside_shows_each_level_and_softmax(model):
     )
     assert logic.ASSUMED_ORDER not in logic.look(model, generated, (5, 2))
     assert logic.patches_to_redraw(model, (5, 2))[1:] == [
-        ("the 2 x 2 patch of level 0", (4, 2, 2)),
-        ("the pixel", (5, 2, 1)),
+        ("the 2 x 2 patch of level 0", (4, 2, 2, 2)),
+        ("the pixel", (5, 2, 1, 1)),
     ]
 
 

@@ -21,6 +21,7 @@ from models.hub import zoo
 from util import checkpoint
 from util.data.loader import ImageDataset, make_loader, open_split
 from util.dist import World
+from util.pixels import RGB
 
 # Holds val/CLASS/NAME.png, one held-out emoji of each class.
 HELD_OUT = Path(__file__).parents[1] / "golden" / "emoji"
@@ -46,7 +47,7 @@ def test_the_bundled_model_is_small_and_has_class_names_licence_and_guiding_pixe
 
 def bits_per_dim(model, folder: Path, passes: int = 8, **settings) -> float:
     loader = make_loader(
-        ImageDataset(open_split(folder, "val"), 32, seed=0),
+        ImageDataset(open_split(folder, "val"), (32, 32), RGB, seed=0),
         16,
         World(),
         shuffled=False,

@@ -102,7 +102,7 @@ def test_the_largest_model_is_taken_that_has_time_for_enough_steps(
 
 
 def test_images_that_cannot_be_scaled_need_a_model_of_their_size(tmp_path, monkeypatch):
-    source = SimpleNamespace(img_size=24, kind="packed images of 24 px")
+    source = SimpleNamespace(shape=(24, 24), kind="packed images of 24 px")
     with pytest.raises(UserError, match="packed images of 24 px, but there are models of 64, 32, 16, 8 px"):
         train_folder.choose(source, tmp_path, 1, "")
 
