@@ -49,6 +49,8 @@ class PatchEmbedding(nn.Linear):
         super().__init__(spec.patch_dim * width, spec.embed_dim)
         if not self.alphabet.is_ordinal:
             self.table = nn.Embedding(self.alphabet.channels * num_values, width)
+            first_row = torch.arange(self.alphabet.channels)[:, None] * num_values
+            self.register_buffer("first_row", first_row, persistent=False)  # (C, 1)
 
     def inputs(self, patches: Tensor) -> Tensor:
         """What the linear layer takes: the patches themselves, or the vectors of their values."""
@@ -56,9 +58,7 @@ class PatchEmbedding(nn.Linear):
             return patches
         # A sampler's cells are NaN where its probabilities are not finite; they are refused at its end.
         cells = patches.nan_to_num().unflatten(-1, (self.alphabet.channels, -1))
-        values = self.alphabet.to_values(cells, dim=-2)
-        first_row = torch.arange(self.alphabet.channels, device=values.device) * self.alphabet.num_values
-        return self.table(values + first_row[:, None]).flatten(-3)
+        return self.table(self.alphabet.to_values(cells, dim=-2) + self.first_row).flatten(-3)
 
     def forward(self, patches: Tensor) -> Tensor:
         return super().forward(self.inputs(patches).to(self.weight.dtype))
