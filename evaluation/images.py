@@ -159,7 +159,8 @@ def draw_sheet(
     drawn = draw(model, labels, range(16), options, seed)
     images = [to_mode(x) if isinstance(x, Image.Image) else as_grey(x, model.alphabet) for x in drawn]
     captions = [class_title(label, class_names) for label in labels] if model.class_num else ()
-    zoom = -(-SHEET_PIXELS // min(images[0].width, 3 * images[0].height))  # no strip is thin
+    # A strip is at least a third as high as SHEET_PIXELS.
+    zoom = -(-SHEET_PIXELS // min(images[0].width, 3 * images[0].height))
     return make_sheet(images, 4, zoom=zoom, captions=captions, title=title)
 
 
