@@ -126,6 +126,26 @@ def to_value_batch(images, shape: Sequence[int | None], alphabet: Alphabet) -> T
     return (tensor.float() * last).round().to(alphabet.dtype) if floats else tensor.to(alphabet.dtype)
 
 
+def to_exact_batch(images, axes: int, alphabet: Alphabet) -> Tensor:
+    """As `to_value_batch` for any size, but raises UserError where that would change a value.
+
+    These are floats, and PIL images that the alphabet cannot hold as they are.
+    """
+    batch = to_batch(images, axes, alphabet, "image")
+    if batch.is_floating_point():
+        raise UserError(f"image has {batch.dtype} values, which may be rounded; give integers")
+    for number, one in enumerate(images if isinstance(images, list | tuple) else [images]):
+        if isinstance(one, Image.Image):
+            (found,) = alphabet.to_pil(alphabet.normalize(to_batch(one, axes, alphabet, "image")))
+            if changes(one, found.mode) or to_mode(one, "RGBA").tobytes() != to_mode(found, "RGBA").tobytes():
+                what = changes(one, found.mode) or "it has other colours"
+                raise UserError(
+                    f"image {number} is not of {alphabet.channels} channels with {alphabet.num_values} "
+                    f"values each: {what}; convert it first"
+                )
+    return to_value_batch(batch, (None,) * axes, alphabet)
+
+
 def to_mask_batch(masks, shape: Sequence[int]) -> Tensor:
     """Turns one or several masks over cells into bool (B, *shape) on the host, True where the mask is white.
 

@@ -6,7 +6,8 @@ It is imported before torch, because the OpenMP library reads its environment va
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # Rounds of a thread that waits for the others, before it sleeps. OpenMP's own 300,000 last for milliseconds:
@@ -51,6 +52,28 @@ def busy_cores() -> float:
     """How many of the usable cores other processes have taken since this one was started; 0 if unknown."""
     secs, used, own = (now - then for now, then in zip(_times(), _STARTED, strict=True))
     return max(0.0, used - own) / max(secs, 0.1)
+
+
+def cpu_name() -> str:
+    """The name of this machine's processor, as torch knows it; "" where it does not."""
+    import torch
+
+    return getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
+
+
+@contextmanager
+def num_threads(number: int) -> Iterator[None]:
+    """Within this block torch computes with `number` threads on a CPU."""
+    import torch
+
+    if (before := torch.get_num_threads()) == number:
+        yield
+        return
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def limit_threads() -> str:

@@ -158,12 +158,7 @@ def generate(
 
     Raises UserError for a setting or class out of range.
     """
-    outputs = {"np": model.alphabet.to_numpy, "pt": lambda images: images}
-    if model.alphabet.is_image(model.image_shape):
-        outputs = {"pil": model.alphabet.to_pil, **outputs}
-    output_type = next(iter(outputs)) if output_type is None else output_type
-    if output_type not in tuple(outputs):
-        raise ArgumentError("output_type", f"{output_type!r} must be one of {', '.join(outputs)}")
+    convert = converter(model, output_type)
     labels = check_labels(model, class_labels)
     n = len(labels) if labels is not None else 1
     if num_images is not None:
@@ -208,7 +203,18 @@ def generate(
                 callback_on_step_end(step, num_steps, canvas)
 
         images = sample_images(model, [cond] * model.num_conds, options, noise, on_step=on_step, known=known)
-    return outputs[output_type](images)
+    return convert(images)
+
+
+def converter(model, output_type: str | None) -> Callable[[Tensor], object]:
+    """What turns normalised images (B, C, *S) into an `output_type` of `generate`; raises ArgumentError."""
+    outputs = {"np": model.alphabet.to_numpy, "pt": lambda images: images}
+    if model.alphabet.is_image(model.image_shape):
+        outputs = {"pil": model.alphabet.to_pil, **outputs}
+    output_type = next(iter(outputs)) if output_type is None else output_type
+    if output_type not in tuple(outputs):
+        raise ArgumentError("output_type", f"{output_type!r} must be one of {', '.join(outputs)}")
+    return outputs[output_type]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

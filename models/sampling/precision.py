@@ -15,6 +15,7 @@ from models.sampling.canvas import sampler_class
 from models.sampling.prepare import FastLinear
 from util.errors import UserError
 from util.precision import DTYPES, Product, choose_amp
+from util.threads import num_threads
 
 log = logging.getLogger(__name__)
 MIN_SHARED_WORK = 5e5  # multiply-adds of a product, on average; one thread is as fast with fewer
@@ -82,14 +83,9 @@ def few_threads(model, num_images: int) -> Iterator[None]:
     """
     threads, products = torch.get_num_threads(), sampling_products(model)
     work = num_images * sum(p.count * p.rows * p.width**2 for p in products) / sum(p.count for p in products)
-    if model.fake_latent.device.type != "cpu" or work >= MIN_SHARED_WORK or threads == 1:
+    few = model.fake_latent.device.type == "cpu" and work < MIN_SHARED_WORK
+    with num_threads(1 if few else threads):
         yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @cache

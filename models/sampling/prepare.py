@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.layers import QKV, Block, RMSNormBlock
 from models.sampling.options import SamplingOptions
+from util.threads import cpu_name
 
 MIN_PACKED_WEIGHTS = 2**18  # numbers; a smaller layer has finished before oneDNN has found its kernel
 MIN_ONEDNN_GELU = 2**14  # numbers; for fewer, another GELU is faster
@@ -59,8 +60,7 @@ def packed_rows(dtype: torch.dtype) -> range:
         torch.ops.mkldnn._linear_pointwise.binary(x, x, packed, x[0], "add")
     except (AttributeError, RuntimeError):
         return NO_ROWS
-    name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
-    return range(4, 257) if dtype == torch.float32 and "Intel" in name else ALL_ROWS
+    return range(4, 257) if dtype == torch.float32 and "Intel" in cpu_name() else ALL_ROWS
 
 
 class FastLinear:
