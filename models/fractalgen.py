@@ -16,6 +16,7 @@ from models import ar, mar  # noqa: F401  importing them registers their types
 from models.generator import GENERATORS, ForwardOptions, Generator, LevelSpec, Mask, Steps
 from models.hub.presets import ADAPTED, PRESETS, check_architecture, find_preset
 from models.hub.pretrained import Pretrained, recorded
+from models.likelihood.codec.compress import compress, decompress
 from models.likelihood.log_likelihood import classify, log_likelihood
 from models.noise import Noise
 from models.patches import Shape, as_shapes
@@ -212,6 +213,7 @@ class FractalGen(nn.Module, Pretrained):
     sample, generate = sample, generate
     edit, outpaint, uncrop, edit_class = edit, outpaint, uncrop, edit_class
     log_likelihood, classify = log_likelihood, classify
+    compress, decompress = compress, decompress
 
 
 def build(

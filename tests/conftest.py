@@ -42,6 +42,16 @@ def tiny_model(kind: str = "mar", **changes) -> FractalGen:
     return FractalGen(**{**config, **TINY[kind], **changes}).eval()
 
 
+# Generators above the head, sizes, channels, values, ordinal or categorical
+GRID_MODELS = {
+    "a sequence": ("mar,ar", [(12,), (3,), (1,)], 4, 20, "categorical"),
+    "bits": ("ar,ar", [(8,), (4,), (1,)], 1, 2, "ordinal"),
+    "a grey rectangle": ("mar,mar", [(4, 6), (2, 3), (1, 1)], 1, 17, "ordinal"),
+    "RGBA": ("ar,mar", [(4, 4), (2, 2), (1, 1)], 4, 256, "ordinal"),
+    "a volume": ("ar,ar", [(4, 2, 6), (2, 1, 3), (1, 1, 1)], 2, 300, "ordinal"),
+}
+
+
 def grid_model(
     generators: str, sizes, channels: int, num_values: int, value_kind: str, **changes
 ) -> FractalGen:

@@ -9,19 +9,14 @@ import pytest
 import torch
 from reference_model import Forced, ReferenceSampler
 
-from conftest import grid_model
+from conftest import GRID_MODELS, grid_model
 from models.fractalgen import FractalGen
 from models.likelihood.inside import look_inside
 from util.errors import UserError
 
 QUIET = dict(progress_bar=False)
-# Generators above the head, sizes, channels, values, ordinal or categorical
 MODELS = {
-    "a sequence": ("mar,ar", [(12,), (3,), (1,)], 4, 20, "categorical"),
-    "bits": ("ar,ar", [(8,), (4,), (1,)], 1, 2, "ordinal"),
-    "a grey rectangle": ("mar,mar", [(4, 6), (2, 3), (1, 1)], 1, 17, "ordinal"),
-    "RGBA": ("ar,mar", [(4, 4), (2, 2), (1, 1)], 4, 256, "ordinal"),
-    "a volume": ("ar,ar", [(4, 2, 6), (2, 1, 3), (1, 1, 1)], 2, 300, "ordinal"),
+    **GRID_MODELS,
     "a volume of categories": ("mar,mar", [(2, 4, 2), (1, 2, 2), (1, 1, 1)], 1, 5, "categorical"),
 }
 
