@@ -188,17 +188,22 @@ def compressed_bits(image: np.ndarray, kind: str) -> int:
     return 8 * buffer.tell()
 
 
-def lossless_bits_per_dim(images: np.ndarray) -> dict[str, float]:
-    """Returns bits per dimension of uint8 images (n, side, side, …), RGB or grey, as lossless files.
-
-    Each image is compressed as one PNG or WebP file, and then all images together as one sheet.
-    """
+def sheet_of(images: np.ndarray) -> np.ndarray:
+    """Lays uint8 images (n, H, W, …) side by side, in as many rows as columns; the last places are black."""
     n, *shape = images.shape
     columns = math.ceil(math.sqrt(n))
     sheet = np.zeros((columns * columns, *shape), np.uint8)
     sheet[:n] = images
     sheet = sheet.reshape(columns, columns, *shape).swapaxes(1, 2)
-    sheet = sheet.reshape(columns * shape[0], columns * shape[1], *shape[2:])
+    return sheet.reshape(columns * shape[0], columns * shape[1], *shape[2:])
+
+
+def lossless_bits_per_dim(images: np.ndarray) -> dict[str, float]:
+    """Returns bits per dimension of uint8 images (n, side, side, …), RGB or grey, as lossless files.
+
+    Each image is compressed as one PNG or WebP file, and then all images together as one sheet.
+    """
+    sheet = sheet_of(images)
     return {
         "PNG, one file per image": sum(compressed_bits(image, "PNG") for image in images) / images.size,
         "WebP, one file per image": sum(compressed_bits(image, "WEBP") for image in images) / images.size,
