@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import torch
-from common import add_device_flag, classify_by_regression, make_parser, read_split
+from baselines import classify_by_regression
+from common import add_device_flag, make_parser, read_split
 from PIL import Image
 
 from models.hub.zoo import load

@@ -66,17 +66,14 @@ def read_file(path: Path, alphabet: Alphabet, axes: int) -> tuple[Tensor, str]:
 
     Raises UserError for a file whose values cannot be kept exactly.
     """
-    arrays, idx = path.suffix in (".npy", ".npz"), path.name.removesuffix(".gz").endswith("idx3-ubyte")
-    if arrays or idx:
-        values = np.asarray((read_values(path) if arrays else read_idx(path, 3))[:])
-        samples, values = values, values if arrays else alphabet.from_bytes(values)
-        if idx and (alphabet.to_bytes(values) != samples).any():
+    if path.suffix in (".npy", ".npz"):
+        return exact(path, np.asarray(read_values(path)[:]), alphabet, axes), ""
+    if path.name.removesuffix(".gz").endswith("idx3-ubyte"):
+        samples = np.asarray(read_idx(path, 3)[:])
+        values = alphabet.from_bytes(samples)
+        if (alphabet.to_bytes(values) != samples).any():
             raise UserError(f"{path}: has other values than the model's {alphabet.num_values}")
-        values = values[..., None] if alphabet.channels == 1 and values.ndim == axes + 1 else values
-        if values.ndim != axes + 2:
-            raise UserError(f"{path}: has shape {values.shape}; it must be (N, *sides, channels)")
-        with reading(path, "cannot be used"):
-            return to_exact_batch(values, axes, alphabet), ""
+        return exact(path, values, alphabet, axes), ""
     if not alphabet.is_image((1,) * axes):
         raise UserError(f"{path}: this model has no images; give its arrays as .npy")
     _, line = open_image(path, IMAGE_MODES[alphabet.channels])
@@ -84,6 +81,15 @@ def read_file(path: Path, alphabet: Alphabet, axes: int) -> tuple[Tensor, str]:
         if line:
             raise UserError(f"{line.removeprefix(f'{path}: ')}; convert it first")
         return to_exact_batch(file, axes, alphabet), path.stem
+
+
+def exact(path: Path, values: np.ndarray, alphabet: Alphabet, axes: int) -> Tensor:
+    """The values (N, *S, C) of a file as `to_exact_batch`. One channel may lack its axis."""
+    values = values[..., None] if alphabet.channels == 1 and values.ndim == axes + 1 else values
+    if values.ndim != axes + 2:
+        raise UserError(f"{path}: has shape {values.shape}; it must be (N, *sides, channels)")
+    with reading(path, "cannot be used"):
+        return to_exact_batch(values, axes, alphabet)
 
 
 def encode(args: argparse.Namespace) -> None:
@@ -163,10 +169,10 @@ def described(archive: Archive) -> str:
     streams, size = archive.streams, len(archive.to_bytes())
     dims = sum(prod(stream.header.shape) for stream in streams)
     coded = sum(stream.bits for stream in streams)
-    sizes = dict.fromkeys(in_words(stream.header.shape[1:]) for stream in streams)
+    sizes = ", ".join(dict.fromkeys(in_words(stream.header.shape[1:]) for stream in streams))
     return (
-        f"{len(streams)} images of {', '.join(sizes)}, {size:,} bytes, {8 * size / max(1, dims):.4f} "
-        f"bits/dim; the values alone {coded / max(1, dims):.4f}"
+        f"{len(streams)} image{'s' * (len(streams) != 1)} of {sizes}, {size:,} bytes, "
+        f"{8 * size / max(1, dims):.4f} bits/dim; the values alone {coded / max(1, dims):.4f}"
     )
 
 

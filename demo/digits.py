@@ -21,10 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from baselines import classify_by_regression, lossless_bits_per_dim
 from common import (
     ROOT,
-    classify_by_regression,
-    lossless_bits_per_dim,
     make_parser,
     plot_curve,
     read_split,

@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, add_device_flag, lossless_bits_per_dim, make_parser, run_main
+from baselines import lossless_bits_per_dim
+from common import ROOT, add_device_flag, make_parser, run_main
 from PIL import Image
 
 from models.fractalgen import PRESETS, FractalGen

@@ -23,8 +23,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
 
+from baselines import lossless_bits_per_dim, sheet_of
 from codec import read_file
-from common import lossless_bits_per_dim, sheet_of
 from environment import ROOT
 
 from models.hub.zoo import load

@@ -1,7 +1,10 @@
 """Fixtures and tiny models that several test files use."""
 
+import contextlib
+import io
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,6 +146,17 @@ def train_tiny(data_path, output_dir, flags: str = "") -> list[dict]:
     )
     main_fractalgen.main([*settings.split(), "--data_path", str(data_path), "--output_dir", str(output_dir)])
     return [json.loads(line) for line in (output_dir / "log.txt").read_text().splitlines()]
+
+
+def run_here(flags: str, capture=False, quiet=False, **paths) -> str:
+    """Stands in for the demos' `run_main`: the same command in this process."""
+    import main_fractalgen
+
+    words = [*shlex.split(flags), *(x for name, path in paths.items() for x in (f"--{name}", str(path)))]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        main_fractalgen.main([*words, "--amp", "off"])
+    return out.getvalue()
 
 
 def score(records: list[dict], name: str) -> float:

@@ -1,9 +1,6 @@
 """The data, baselines, counts, MIDI files and piano rolls of demo/bach.py, on music made by hand."""
 
-import contextlib
-import io
 import json
-import shlex
 import struct
 import sys
 from collections import Counter
@@ -21,7 +18,7 @@ from bach_data import BAR, FIRST, HOLD, LENGTH, LOWEST, NUM_VALUES, REST, Piece
 from bach_roll import CELL, COLOURS, FILLED, LEFT, draw_rolls
 from PIL import Image, ImageColor
 
-import main_fractalgen
+from conftest import run_here
 from util.errors import UserError
 
 C_MAJOR, F_MAJOR, G_MAJOR = (72, 67, 64, 48), (72, 69, 65, 53), (71, 67, 62, 55)
@@ -340,15 +337,6 @@ def test_a_roll_has_each_note_in_its_voices_colour_and_marks_what_is_filled_in()
     columns = np.flatnonzero((np.array(marked) == ImageColor.getrgb(FILLED)).all(-1)[60:].any(0))
     assert columns.min() >= LEFT + 16 * CELL
     assert not (np.array(plain) == ImageColor.getrgb(FILLED)).all(-1).any()
-
-
-def run_here(flags: str, capture=False, quiet=False, **paths) -> str:
-    """Stands in for `run_main`: the same command in this process."""
-    words = [*shlex.split(flags), *(x for name, path in paths.items() for x in (f"--{name}", str(path)))]
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        main_fractalgen.main([*words, "--amp", "off"])
-    return out.getvalue()
 
 
 def test_one_command_trains_measures_and_draws(tmp_path, monkeypatch, capsys):

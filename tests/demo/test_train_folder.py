@@ -1,9 +1,6 @@
 """demo/train_folder.py chooses settings that fit images and time, and writes a model that loads."""
 
-import contextlib
-import io
 import json
-import shlex
 import sys
 import unittest.mock
 from pathlib import Path
@@ -12,23 +9,13 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-import main_fractalgen
-from conftest import random_values, save_image
+from conftest import random_values, run_here, save_image
 from models.hub import zoo
 from util.data.loader import open_split
 from util.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
 import train_folder
-
-
-def run_here(flags: str, capture=False, quiet=False, **paths) -> str:
-    """Stands in for `run_main`: the same command in this process."""
-    words = [*shlex.split(flags), *(x for name, path in paths.items() for x in (f"--{name}", str(path)))]
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        main_fractalgen.main([*words, "--amp", "off"])
-    return out.getvalue()
 
 
 @pytest.fixture

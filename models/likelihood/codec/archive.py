@@ -27,7 +27,9 @@ EXPANSION = 100  # how many times as many bytes as the archive its table has at 
 
 @dataclass(frozen=True)
 class Header:
-    """How images were compressed. To decompress, all up to `constriction` must be the same.
+    """How images were compressed.
+
+    To decompress, all up to `constriction` must be the same; `decompress` sets the number of threads itself.
 
     model            a hash of the weights, and of the settings that decide the probabilities
     device … torch   what computed the probabilities; constriction: what rounded them

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from math import prod
@@ -89,7 +90,7 @@ def compress(
 @torch.no_grad()
 def decompress(
     model,
-    data: bytes | Sequence[bytes],
+    data: bytes | Archive | Sequence[bytes | Archive],
     only: Iterable[int] | None = None,
     *,
     output_type: str | None = None,
@@ -114,28 +115,25 @@ def decompress(
     only = range(len(streams)) if only is None else only
     only = [whole_number("only", number, 0, len(streams) - 1) for number in only]
     convert = converter(model, output_type)
-    # Images of one header go through the model together, unless two of them need the same row.
-    copies, groups, total = {}, {}, 0
+    groups, total = group(streams, only), 0
     for number in dict.fromkeys(only):
-        header, index = streams[number].header, streams[number].index
-        copies[header, index] = copy = copies.get((header, index), -1) + 1
-        groups.setdefault((header, copy), {})[index] = number
-        total += header.shape[0] * prod(map(max, header.shape[1:], model.image_shape))
+        channels, *shape = streams[number].header.shape
+        total += channels * prod(map(max, shape, model.image_shape))
     if total > MAX_TOTAL:
         raise ArgumentError("only", f"must name fewer images: they have {total:,} values, not {MAX_TOTAL:,}")
     here, found = environment(model), {}
-    for (header, _), group in groups.items():
+    for header, numbers in groups:
         with num_threads(min(header.threads, max(os.cpu_count() or 1, torch.get_num_threads()))):
             check_header(model, header, {**here, "threads": torch.get_num_threads()}, force)
             passes = Passes(model, header)
-            coded = {index: passes.image(streams[n].label, streams[n].data) for index, n in group.items()}
+            coded = {index: passes.image(streams[n].label, streams[n].data) for index, n in numbers.items()}
             count = sum(1 for _ in passes.tiles.passes(coded, header.rows))
             every = passes.tiles.passes(coded, header.rows)
             for where in tqdm(every, "decompressing", count, disable=not progress_bar):
                 ended = any(one.has_ended for one in passes.run(*where, coded, decode=True))
                 if ended and not force:
                     raise UserError("the archive is damaged: the stream of an image ends before the image")
-        for index, number in group.items():
+        for index, number in numbers.items():
             if coded[index].stack == checksum(coded[index].values):
                 values = torch.from_numpy(coded[index].values[None].astype(np.int32))
                 (found[number],) = convert(model.alphabet.normalize(values))
@@ -147,6 +145,20 @@ def decompress(
     return [found.get(number) for number in only]
 
 
+def group(streams: Sequence[Stream], numbers: Iterable[int]) -> list[tuple[Header, dict[int, int]]]:
+    """Sorts the streams of these numbers into groups that go through the model together.
+
+    Returns their header and, by the images' indices, their numbers. Streams of one header are one group,
+    unless two of them have the same index, and so the same row.
+    """
+    copies, groups = Counter(), {}
+    for number in dict.fromkeys(numbers):
+        header, index = streams[number].header, streams[number].index
+        groups.setdefault((header, copies[header, index]), {})[index] = number
+        copies[header, index] += 1
+    return [(header, members) for (header, _), members in groups.items()]
+
+
 def max_rows(model) -> int:
     """The largest number of rows of a pass; at least 1."""
     return max(1, min(MAX_ROWS, MAX_PROBABILITIES // (model.num_dims * model.alphabet.num_values)))
@@ -155,7 +167,7 @@ def max_rows(model) -> int:
 def checksum(image: np.ndarray) -> bytes:
     """What a stack begins with, and what is left of it in the end: the CRC-32 of values (C, *S), and a 1.
 
-    With the 1, what is on a stack that nobody damaged has never fewer than 33 bits.
+    With the 1, a stack that nobody damaged always has more than one word (`CodedImage.has_ended`).
     """
     return zlib.crc32(np.ascontiguousarray(image)).to_bytes(4, "little") + b"\1"
 

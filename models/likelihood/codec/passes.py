@@ -48,7 +48,7 @@ class CodedImage:
 
     @property
     def has_ended(self) -> bool:
-        """Whether more was decoded than the stack can have held (`compress.checksum`)."""
+        """Whether more was decoded than the stack held: not even the 32 bits of the CRC are left."""
         return self.coder.num_valid_bits() < 32
 
 
