@@ -23,6 +23,7 @@ from util.errors import UserError
 from util.run import plan
 from util.run.folder import sole_run
 from util.run.meters import PeakMemory, RunLog, Window
+from util.run.optimizer import BETAS, MuonAdamW
 from util.run.recipe import LR_SCHEDULES, Recipe, SavePolicy  # noqa: F401
 from util.run.signals import Interrupt, Interrupted
 from util.run.state import RunState
@@ -40,9 +41,11 @@ def add_weight_decay(model: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": undecayed, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     groups = add_weight_decay(model, recipe.weight_decay)
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), fused=True)
+    if recipe.optimizer == "muon":
+        return MuonAdamW(model, groups, lr=recipe.lr)
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=True)
 
 
 def train_one_epoch(

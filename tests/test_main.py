@@ -74,11 +74,14 @@ def test_training_writes_checkpoint_settings_log_and_samples(trained):
     assert Image.open(trained / "samples" / "step-0000006.png").width > 4 * 96
 
 
-@pytest.mark.parametrize("kind", ["fractalar", "fractalmar"])
-def test_a_resumed_run_ends_as_the_run_that_was_not_stopped(kind, data, tmp_path):
+@pytest.mark.parametrize(("kind", "optimizer"), [("fractalar", "muon"), ("fractalmar", "adamw")])
+def test_a_resumed_run_ends_as_the_run_that_was_not_stopped(kind, optimizer, data, tmp_path):
     """The run is also evaluated in between, which must not use random numbers of the training."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    flags = TRAIN.replace("fractalar", kind) + " --ema --eval_freq 1 --lr_schedule constant"
+    flags = (
+        TRAIN.replace("fractalar", kind)
+        + f" --ema --eval_freq 1 --lr_schedule constant --optimizer {optimizer}"
+    )
     run(flags, data_path=data, output_dir=whole)
     # The folder holds no checkpoint yet, so that this run starts from the beginning.
     run(flags.replace("--epochs 2", "--epochs 1"), data_path=data, output_dir=halves, resume=halves)

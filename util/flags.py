@@ -138,6 +138,7 @@ def get_args_parser(
     published("--blr", "learning rate for 256 images per step")
     number("--min_lr", 0.0)
     add("--lr_schedule", choices=lr_schedules, default="cosine")
+    add("--optimizer", choices=("adamw", "muon"), default="adamw", help="default: adamw, the published one")
     number("--weight_decay", 0.05)
     number("--grad_clip", 3.0)
     add(
@@ -199,6 +200,7 @@ def get_args_parser(
         metavar="REFERENCE",
         help="npz of ADM or another one; default: fid_stats/adm_in<img_size>_stats.npz if it exists",
     )
+    add("--features", choices=("inception", "efficientnet_lite0"), default="inception", help="their network")
     add("--inception_weights", metavar="FILE", help="default: downloaded once from torch-fidelity's address")
     add(
         "--sweep",

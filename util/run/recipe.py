@@ -15,8 +15,9 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained. `lr` is AdamW's; epochs may be fractions.
+    """How a model is trained. `lr` is that of all weights; epochs may be fractions.
 
+    optimizer      "adamw", the published one, or "muon" (see util/run/optimizer.py)
     ema_decay      keeps an exponential moving average of the weights; None: none
     max_bad_steps  so many steps in a row may be skipped because loss or gradient is not finite
     """
@@ -27,6 +28,7 @@ class Recipe:
     warmup_epochs: float
     epochs: int
     grad_clip: float
+    optimizer: str = "adamw"
     accum_iter: int = 1
     weight_decay: float = 0.05
     ema_decay: float | None = None

@@ -225,7 +225,7 @@ class RunState:
         saved = content["optimizer"]
         for group, ours in zip(saved["param_groups"], self.optimizer.param_groups, strict=False):
             # A published file knows nothing of the fused kernel, and the flag decides on the weight decay.
-            group.update(fused=True, foreach=None, weight_decay=ours["weight_decay"])
+            group.update({name: ours[name] for name in ("fused", "foreach", "weight_decay") if name in ours})
         self.optimizer.load_state_dict(saved)
         if content.get("scaler"):
             self.scaler.load_state_dict(content["scaler"])
