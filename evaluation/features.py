@@ -1,4 +1,4 @@
-"""Inception features of a set of images, computed by all processes together, and their mean and covariance.
+"""Features of a set of images, computed by all processes together, and their mean and covariance.
 
 Letters: N images, H rows, W columns of an image, D features of an image, M images whose features are kept.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from evaluation.efficientnet import EfficientNetLite0
 from evaluation.inception import Inception
 from util import dist
 from util.data.decode import to_mode
@@ -29,6 +30,26 @@ from util.pixels import RGB, Alphabet
 # so that the features are the same too.
 BATCH = 64
 BLOCK = 800 * BATCH  # images whose features are in memory together; 50,000 generated images are one block
+
+
+@dataclass(frozen=True)
+class Space:
+    """The features of one network.
+
+    name      of --features and in references
+    dim       D
+    distance  name of their Fréchet distance in metrics.json, and `title` the same for people
+    """
+
+    name: str
+    dim: int
+    distance: str
+    title: str
+
+
+INCEPTION = Space("inception", 2048, "fid", "FID")
+EFFICIENTNET = Space("efficientnet_lite0", 1280, "fd_efficientnet_lite0", "FD-EfficientNetLite0")
+SPACES = {space.name: space for space in (INCEPTION, EFFICIENTNET)}
 
 
 class NpzImages(Source):
@@ -71,15 +92,20 @@ def open_images(path: Path, split: str | None = None) -> Source:
 
 
 class Prepared(Dataset):
-    """The images of a source for Inception. Items: values uint8 (3, H, W) and their SHA-256 as bytes.
+    """The images of a source for a network. Items: values uint8 (3, H, W) and their SHA-256 as bytes.
+
+    Grey values are repeated for R, G and B.
 
     size  side in pixels after the ADM crop; None: no crop, and all images must have one size
     """
 
     def __init__(self, source: Source, size: int | None):
         self.source, self.shape = source, (size, size) if size else source.shape
+        held = source.alphabet
+        is_grey = held is not None and held.channels == 1 and self.shape and held.is_image(self.shape)
+        self.alphabet = held if is_grey and held.is_ordinal else RGB
         if self.shape:
-            source.check(self.shape, RGB)
+            source.check(self.shape, self.alphabet)
         self.first = None if self.shape else source.image(0).size
 
     def __len__(self) -> int:
@@ -87,7 +113,8 @@ class Prepared(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, bytes]:
         if self.shape:
-            values = self.source.cells(index, self.shape, RGB)
+            cells = self.source.cells(index, self.shape, self.alphabet).numpy()
+            values = torch.from_numpy(self.alphabet.to_bytes(cells)).expand(3, -1, -1).contiguous()
         else:
             image = self.source.image(index)
             if image.size != self.first:
@@ -111,7 +138,7 @@ class Measured:
 
     mu, sigma  mean (D,) and covariance (D, D) of the features of all images, float64
     features   (M, D) float32, in the order of the images; None: only mu and sigma are known
-    logits     (M, 1008) float32; None where they are not known
+    logits     (M, classes of the network) float32; None where they are not known
     about      where the images come from, as written to metrics.json
     """
 
@@ -128,12 +155,14 @@ class Measurer:
 
     size         side in pixels of the ADM crop; None: no crop
     num_workers  data workers of each process
+    space        what the features of `network` are called
     """
 
-    inception: Inception
+    network: Inception | EfficientNetLite0
     world: World
     size: int | None = None
     num_workers: int = 0
+    space: Space = INCEPTION
 
     def measure(self, path: Path, split: str | None = None, keep: int | None = None) -> Measured | None:
         """Measures all images of `path` (see `open_images`). Returns None on all but the first process.
@@ -176,7 +205,7 @@ class Measurer:
             disable=None if self.world.is_main else True,  # None: shown on a terminal only
         )
         rows = [
-            (batch.start, *self.inception(values), b"".join(digests))
+            (batch.start, *self.network(values), b"".join(digests))
             for batch, (values, digests) in zip(own, progress, strict=True)
         ]
         rows = sorted(row for part in dist.gather(rows) for row in part)

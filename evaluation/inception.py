@@ -14,6 +14,7 @@ from torch import Tensor
 from util import checkpoint, download
 from util.errors import UserError, one_line, reading
 from util.files import check_archive, sha256
+from util.precision import exact_float32
 
 NAME = "inception-v3-compat"
 URL = (
@@ -94,14 +95,8 @@ class Inception:
 
         Both are float32 on the host. Raises UserError where one is not finite.
         """
-        precision = torch.get_float32_matmul_precision()
-        # No TF32, so that scores depend on the device as little as possible.
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-                pool, logits = self.network(values.to(self.device, non_blocking=True))
-        finally:
-            torch.set_float32_matmul_precision(precision)
+        with exact_float32():
+            pool, logits = self.network(values.to(self.device, non_blocking=True))
         pool, logits = pool.cpu(), logits.cpu()  # sync
         if not (pool.isfinite().all() and logits.isfinite().all()):
             raise UserError(

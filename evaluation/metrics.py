@@ -1,10 +1,10 @@
-"""FID, IS, KID, precision and recall by torch-fidelity's public functions; their table and files."""
+"""FID and its like, IS, KID, precision and recall by torch-fidelity's functions; their table and files."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.features import Measured
+from evaluation.features import INCEPTION, SPACES, Measured, Space
 from util.errors import reading
 from util.files import write_json
 
@@ -33,7 +33,7 @@ KEYS = {  # our names of the scores -> torch-fidelity's
     "recall": "recall",
 }
 COLUMNS = {  # heading -> score, factor, decimal places
-    "FID ↓": ("fid", 1, 2),
+    **{f"{space.title} ↓": (space.distance, 1, 2) for space in SPACES.values()},
     "IS ↑": ("inception_score", 1, 2),
     "KID x1000 ↓": ("kid", 1000, 3),
     "Precision ↑": ("precision", 1, 3),
@@ -42,21 +42,26 @@ COLUMNS = {  # heading -> score, factor, decimal places
 
 
 def compute(
-    generated: Measured, reference: Measured | None
+    generated: Measured, reference: Measured | None, space: Space = INCEPTION
 ) -> tuple[dict[str, float | None], dict, list[str]]:
-    """Returns scores by name (None: not computed), torch-fidelity's settings, and notes for the reader."""
+    """Returns scores by name (None: not computed), torch-fidelity's settings, and notes for the reader.
+
+    Both sides have features of `space`. IS and KID are defined for Inception's and left out for others.
+    """
     from torch_fidelity import defaults
     from torch_fidelity.metric_fid import fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    settings, notes = adapt_settings(generated, reference)
+    settings, notes = adapt_settings(generated, reference, space)
     # torch-fidelity ignores a keyword that it does not know.
     assert settings.keys() <= defaults.DEFAULTS.keys()
-    found = isc_features_to_metric(
-        generated.logits, settings["isc_splits"], settings["samples_shuffle"], settings["rng_seed"]
-    )
+    found = {}
+    if "isc_splits" in settings:
+        found |= isc_features_to_metric(
+            generated.logits, settings["isc_splits"], settings["samples_shuffle"], settings["rng_seed"]
+        )
     if reference is not None:
         ours, theirs = ({"mu": side.mu, "sigma": side.sigma} for side in (generated, reference))
         found |= fid_statistics_to_metric(ours, theirs, False)
@@ -65,45 +70,60 @@ def compute(
             found |= kid_features_to_metric(*pair, **settings, verbose=False)
         if "prc_neighborhood" in settings:
             found |= prc_features_to_metric(*pair, **settings, verbose=False)
-    return {name: found.get(key) for name, key in KEYS.items()}, settings, notes
+    keys = KEYS
+    if space is not INCEPTION:
+        keys = {space.distance: KEYS["fid"], **{name: KEYS[name] for name in ("precision", "recall")}}
+    return {name: found.get(key) for name, key in keys.items()}, settings, notes
 
 
-def adapt_settings(generated: Measured, reference: Measured | None) -> tuple[dict, list[str]]:
+def adapt_settings(
+    generated: Measured, reference: Measured | None, space: Space = INCEPTION
+) -> tuple[dict, list[str]]:
     """Returns SETTINGS, changed where there are too few images for them, and a note for each change."""
     settings, notes, count = dict(SETTINGS), [], len(generated.features)
-    not_computed = ()  # prefixes of the settings of scores that cannot be computed
-    if count < 2 * settings["isc_splits"]:  # a split of one image has an IS of 1, whatever it shows
+    is_inception = space is INCEPTION
+    of_images = "KID, precision and recall" if is_inception else "precision and recall"
+    # prefixes of the settings of scores that are not computed
+    not_computed = () if is_inception else ("isc", "samples", "kid")
+    # A split of one image has an IS of 1, whatever it shows.
+    if is_inception and count < 2 * settings["isc_splits"]:
         settings["isc_splits"] = 1
         notes.append(f"IS: of all {count} images at once, not the mean of 10 splits, for want of images")
     if reference is None:
-        not_computed = ("kid", "prc")
-        notes.append("FID, KID, precision and recall: not computed, there is no reference")
+        not_computed += ("kid", "prc")
+        notes.append(f"{space.title}, {of_images}: not computed, there is no reference")
     elif reference.features is None:
-        not_computed = ("kid", "prc")
+        not_computed += ("kid", "prc")
         path = reference.about["path"]
-        notes.append(f"KID, precision and recall: not computed, {path} holds mu and sigma, no images")
+        notes.append(f"{of_images}: not computed, {path} holds mu and sigma, no images")
     else:
         fewest = min(count, len(reference.features))
-        if fewest < settings["kid_subset_size"]:
+        if is_inception and fewest < settings["kid_subset_size"]:
             settings["kid_subset_size"] = fewest
             notes.append(f"KID: of subsets of {fewest} images, not 1000, for want of images")
         if fewest <= settings["prc_neighborhood"]:
-            not_computed = ("prc",)
+            not_computed += ("prc",)
             notes.append(f"precision and recall: not computed, {fewest} images have no third neighbour")
     dim = generated.features.shape[1]
     if reference is not None and min(count, reference.about.get("pictures", count)) <= dim:
         notes.append(
-            f"FID: of no more than {dim} images on a side it is far too high and not comparable with others"
+            f"{space.title}: of no more than {dim} images on a side it is far too high and not comparable "
+            "with others"
         )
     return {name: x for name, x in settings.items() if not name.startswith(not_computed)}, notes
 
 
 def table(rows: Sequence[tuple[str, dict]], best: int | None = None) -> str:
-    """The paper's table, with a line for each (name, scores). Line number `best` is marked with a star."""
-    cells = [("", *COLUMNS)]
+    """The paper's table, with a line for each (name, scores). Line number `best` is marked with a star.
+
+    It has the columns of the scores that are named in a row, computed or not.
+    """
+    named = {name for _, scores in rows for name in scores}
+    columns = {title: column for title, column in COLUMNS.items() if column[0] in named}
+    cells = [("", *columns)]
     for number, (name, scores) in enumerate(rows):
         star = "* " if number == best else ""
-        cells.append((f"{star}{name}", *(_cell(scores, *column) for column in COLUMNS.values())))
+        cells.append((f"{star}{name}", *(_cell(scores, *column) for column in columns.values())))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.features import Measured, Measurer, crop_name
+from evaluation.features import INCEPTION, Measured, Measurer, Space, crop_name
 from util.data.npz import Npz
-from util.errors import UserError, reading
+from util.errors import UserError, one_line, reading
 from util.files import atomic_write, sha256, write_json
 
-DIM = 2048  # features of an image
 SAMPLE = 10_000  # images for KID, precision and recall, as in the paper's table
 ADM = (
     "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/{0}"
@@ -19,21 +18,24 @@ ADM = (
 )
 
 
-def where_from(size: int | None) -> str:
+def where_from(size: int | None, space: Space = INCEPTION) -> str:
     """Says where to get a reference for images of `size` x `size` pixels; None: their size is not known."""
-    crop = f" --img_size {size}" if size else ""
-    make = f"make one of your images: python -m evaluation.score DATA --make_reference FILE.npz{crop}"
-    of_imagenet = [f"{ADM.format(side)} ({side} px)" for side in (64, 256) if size in (side, None)]
+    flags = f" --img_size {size}" if size else ""
+    sides = [side for side in (64, 256) if size in (side, None)]
+    if space is not INCEPTION:
+        flags, sides = f"{flags} --features {space.name}", []
+    make = f"make one of your images: python -m evaluation.score DATA --make_reference FILE.npz{flags}"
+    of_imagenet = [f"{ADM.format(side)} ({side} px)" for side in sides]
     return f"for ImageNet get {' or '.join(of_imagenet)}, or {make}" if of_imagenet else make
 
 
-def open_npz(path: Path, size: int | None = None) -> Npz:
-    """Opens a reference npz and checks the names, dtypes and shapes of its arrays, without reading them.
+def open_npz(path: Path, size: int | None = None, space: Space = INCEPTION) -> Npz:
+    """Opens a reference npz and checks its network and the names, dtypes and shapes of its arrays.
 
     `size` is that of the images, for the message. Raises UserError that says what is wrong with the file and
     where to get a good one.
     """
-    advice = where_from(size)
+    advice = where_from(size, space)
     try:
         npz = Npz(path)
     except UserError as error:
@@ -45,9 +47,16 @@ def open_npz(path: Path, size: int | None = None) -> Npz:
             f"{path}: a reference has mu and sigma, or images as arr_0, but this has {listed}; {advice}"
         )
     if names & {"mu", "sigma", "features"}:
-        shapes = {"mu": (DIM,), "sigma": (DIM, DIM)}
+        # ADM's references, and ours from before there were other networks, are Inception's and do not say so.
+        made_by = one_line(npz.array("network")) if "network" in names else INCEPTION.name
+        if made_by != space.name:
+            raise UserError(
+                f"{path}: holds features of {made_by}, not of --features {space.name}; "
+                f"give --features {made_by}, or {advice}"
+            )
+        shapes = {"mu": (space.dim,), "sigma": (space.dim, space.dim)}
         if "features" in names:
-            shapes["features"] = (*npz.arrays["features"][1][:1], DIM)
+            shapes["features"] = (*npz.arrays["features"][1][:1], space.dim)
         for name, shape in shapes.items():
             dtype, found = npz.arrays.get(name, (None, None))
             if found != shape or dtype.kind != "f":
@@ -67,7 +76,7 @@ def open_reference(path: Path, measurer: Measurer, split: str | None = None) -> 
     """
     if path.is_dir():
         return measurer.measure(path, split, keep=SAMPLE)
-    npz, digest, found = open_npz(path, measurer.size), sha256(path), None
+    npz, digest, found = open_npz(path, measurer.size, measurer.space), sha256(path), None
     names = npz.arrays.keys()
     if names & {"mu", "sigma", "features"}:
         mu, sigma = read(npz, "mu", np.float64), read(npz, "sigma", np.float64)
@@ -109,9 +118,10 @@ def read_note(path: Path, measurer: Measurer, digest: str) -> dict:
         note["pictures"] = int(note["pictures"])
     if described != digest:
         raise UserError(f"{path}: is not the file that {note_path.name} describes; make both again")
-    if weights != measurer.inception.about["weights_sha256"]:
+    if weights != measurer.network.about["weights_sha256"]:
         raise UserError(
-            f"{path}: was made with other Inception weights (sha256 {weights}); give those or make it again"
+            f"{path}: was made with other weights of the network (sha256 {weights}); "
+            "give those or make it again"
         )
     if size and crop and crop != crop_name(size):
         raise UserError(
@@ -129,12 +139,13 @@ def make_reference(data: Path, out: Path, measurer: Measurer, split: str | None 
     if found is None:
         return None
     arrays = {"mu": found.mu, "sigma": found.sigma, "features": found.features.numpy()}
+    arrays["network"] = measurer.space.name
     with reading(out, "cannot be written"), atomic_write(out) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
     note = {"made_of": found.about.pop("path"), "split": split, **found.about}
     note |= {
         "features": len(found.features),
-        "extractor": measurer.inception.about,
+        "extractor": measurer.network.about,
         "npz_sha256": sha256(out),
     }
     write_json(out.with_suffix(".json"), note)

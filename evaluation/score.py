@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from evaluation import metrics
-from evaluation.features import Measured, Measurer, open_images
+from evaluation.efficientnet import EfficientNetLite0
+from evaluation.features import INCEPTION, SPACES, Measured, Measurer, open_images
 from evaluation.gallery import MANIFEST
 from evaluation.inception import Inception
 from evaluation.reference import make_reference, open_npz, open_reference, where_from
@@ -54,14 +55,14 @@ class Scorer:
         found = self.measurer.measure(images)
         scores = None
         if found is not None:
-            scores, settings, notes = metrics.compute(found, self.reference)
+            scores, settings, notes = metrics.compute(found, self.reference, self.measurer.space)
             result = {
                 "scores": scores,
                 "notes": notes,
                 "score_settings": settings,
                 "generated": found.about,
                 "reference": None if self.reference is None else self.reference.about,
-                "extractor": self.measurer.inception.about,
+                "extractor": self.measurer.network.about,
                 "generation": read_manifest(images / MANIFEST),
                 "run": run,
             }
@@ -75,16 +76,33 @@ def scorer_of_flags(args: argparse.Namespace, device: torch.device, world: World
 
     Raises UserError where a file is missing: now, and not after hours of drawing.
     """
+    space = SPACES[args.features]
+    if space is not INCEPTION and not args.fid_stats:
+        advice = where_from(args.img_size, space)
+        raise UserError(f"--features {space.name} needs a reference for --fid_stats; {advice}")
     default = Path("fid_stats") / f"adm_in{args.img_size}_stats.npz"  # where the published code looks
     path = Path(args.fid_stats) if args.fid_stats else default
     if args.fid_stats and not path.exists():
-        raise UserError(f"{path}: no such reference; {where_from(args.img_size)}")
+        raise UserError(f"{path}: no such reference; {where_from(args.img_size, space)}")
     if not path.exists() and not args.sweep:
         return None
     if path.is_file():
-        open_npz(path, args.img_size)  # a file that is none must not first cost a download of the network
-    measurer = Measurer(Inception(args.inception_weights, device), world, args.img_size, args.num_workers)
+        # a file that is none must not first cost a download of the network
+        open_npz(path, args.img_size, space)
+    measurer = load_measurer(args, device, world)
     return Scorer(measurer, open_reference(path, measurer) if path.exists() else None)
+
+
+def load_measurer(args: argparse.Namespace, device: torch.device, world: World) -> Measurer:
+    """Loads the network of --features. Raises UserError where it cannot be had."""
+    space = SPACES[args.features]
+    if space is INCEPTION:
+        network = Inception(args.inception_weights, device)
+    elif args.inception_weights:
+        raise UserError(f"--inception_weights is not for --features {space.name}; leave one of them out")
+    else:
+        network = EfficientNetLite0(device)
+    return Measurer(network, world, args.img_size, args.num_workers, space)
 
 
 def read_manifest(path: Path) -> dict | None:
@@ -109,6 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         choices=("train", "val"),
         help="REFERENCE, or DATA to make one of, is a data set as for --data_path; use this split",
     )
+    add("--features", choices=tuple(SPACES), default=INCEPTION.name, help="network of the scores")
     add("--inception_weights", metavar="FILE", help="default: torch-fidelity's weights, downloaded once")
     add("--metrics", metavar="FILE", help="where the result goes; default: IMAGES/metrics.json")
     add("--device", help="default: the accelerator that torch finds, else cpu")
@@ -122,12 +141,15 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(
             f"--split {args.split} belongs to REFERENCE or --make_reference; give one of them or leave it out"
         )
+    space = SPACES[args.features]
+    if space is not INCEPTION and not (args.reference or args.make_reference):
+        parser.error(f"--features {space.name} gives no Inception score; give REFERENCE or --make_reference")
     if args.num_workers < 0 or (args.img_size is not None and args.img_size < 1):
         parser.error(f"--num_workers {args.num_workers} must be at least 0, --img_size at least 1")
     if not Path(args.images).exists():
         parser.error(f"{args.images}: no such folder of images or npz file")
     if args.reference and not Path(args.reference).exists():
-        parser.error(f"{args.reference}: no such reference; {where_from(args.img_size)}")
+        parser.error(f"{args.reference}: no such reference; {where_from(args.img_size, space)}")
     with parser.one_line_errors():
         run(args)
     dist.disconnect()
@@ -143,9 +165,9 @@ def run(args: argparse.Namespace) -> None:
     if images.is_file() and not (args.make_reference and args.split):
         open_images(images)
     if args.reference and Path(args.reference).is_file():
-        open_npz(Path(args.reference), args.img_size)
+        open_npz(Path(args.reference), args.img_size, SPACES[args.features])
     dist.connect(world, device)
-    measurer = Measurer(Inception(args.inception_weights, device), world, args.img_size, args.num_workers)
+    measurer = load_measurer(args, device, world)
     if args.make_reference:
         note = make_reference(images, path, measurer, args.split)
         if note is not None:

@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from evaluation import metrics
+from evaluation.features import SPACES
 from util.errors import UserError, reading
 from util.files import atomic_write, write_json
 from util.run.meters import printable
@@ -61,8 +62,9 @@ def run(
     scores = [draw_and_score(cell, folder / name_of(cell)) for cell in cells]
     if not is_main:
         return
-    by, choose = ("fid", min) if scores[0]["fid"] is not None else ("inception_score", max)
-    best = choose(range(len(scores)), key=lambda i: scores[i][by])
+    distances = [space.distance for space in SPACES.values()]
+    by = next((name for name in distances if scores[0].get(name) is not None), "inception_score")
+    best = (min if by in distances else max)(range(len(scores)), key=lambda i: scores[i][by])
     rows = [{**cell, **found} for cell, found in zip(cells, scores, strict=True)]
     names = [name_of(cell) for cell in cells]
     result = {"best": names[best], "by": by, "num_images": num_images, "seed": seed, "rows": rows}
@@ -77,7 +79,7 @@ def run(
 
 
 def plot(rows: Sequence[dict], names: Sequence[str], best: int, by: str, path: Path) -> None:
-    """Plots the score `by` and IS against the first of the settings `names`.
+    """Plots the score `by`, and IS where it is known, against the first of the settings `names`.
 
     The others make a line for each of their combinations.
     """
@@ -87,14 +89,15 @@ def plot(rows: Sequence[dict], names: Sequence[str], best: int, by: str, path: P
     lines = defaultdict(list)
     for row in sorted(rows, key=lambda row: row[first]):
         lines[name_of({name: row[name] for name in others})].append(row)
-    shown = list(dict.fromkeys((by, "inception_score")))
+    titles = {**{space.distance: space.title for space in SPACES.values()}, "inception_score": "IS"}
+    shown = [name for name in dict.fromkeys((by, "inception_score")) if name in rows[0]]
     figure = Figure(figsize=(5 * len(shown), 4), layout="constrained")
     for axes, score in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for label, line in lines.items():
             x, y = [row[first] for row in line], [row[score] for row in line]
             axes.plot(x, y, marker="o", label=label or None)
         axes.plot(rows[best][first], rows[best][score], "*", markersize=16, color="black", label="best")
-        axes.set(xlabel=first, ylabel={"fid": "FID", "inception_score": "IS"}[score])
+        axes.set(xlabel=first, ylabel=titles[score])
         axes.legend()
     with reading(path, "cannot be written"), atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -202,7 +202,7 @@ def inception_weights(tmp_path_factory):
 
 @pytest.fixture
 def colour_network(monkeypatch):
-    """Replaces the Inception network by a fast one, whose features are an image's mean colour."""
+    """Replaces the networks of scores by a fast one, whose features are an image's mean colour."""
     from evaluation import score
 
     class Colour:
@@ -216,4 +216,5 @@ def colour_network(monkeypatch):
             return colour, 20 * colour
 
     monkeypatch.setattr(score, "Inception", Colour)
+    monkeypatch.setattr(score, "EfficientNetLite0", lambda device: Colour(None, device))
     return Colour

@@ -1,8 +1,8 @@
 """Chooses between bfloat16 and float32 by a measurement: a CPU may compute in bfloat16 and yet be slower."""
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import NamedTuple
 
@@ -28,6 +28,18 @@ class Product(NamedTuple):
 def autocast(amp: str, device: torch.device) -> AbstractContextManager:
     """The context manager of `amp`, a key of DTYPES or "off"."""
     return nullcontext() if amp == "off" else torch.autocast(device.type, DTYPES[amp])
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Computes float32 without TF32 within this block, so that scores depend little on the device."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def plain_linear(weight: Tensor) -> Callable[[Tensor], Tensor]:

@@ -27,16 +27,23 @@ def normal(count: int, dim: int = 8, seed: int = 0, scale: float = 1.0, shift: f
     return shift + scale * torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
 
 
-def test_fid_of_two_gaussians_is_the_closed_form():
+@pytest.mark.parametrize("space", features.SPACES.values(), ids=features.SPACES)
+def test_the_distance_of_two_gaussians_is_the_closed_form(space):
     rng = np.random.default_rng(0)
     (mu_a, mu_b), (a, b) = rng.normal(size=(2, 6)), rng.normal(size=(2, 6, 6))
     a, b = a @ a.T, b @ b.T
     generated = measured(normal(50, 6))
     generated.mu, generated.sigma = mu_a, a
-    scores, _, _ = metrics.compute(generated, Measured(mu_b, b, None, None, {"path": "x"}))
+    scores, _, _ = metrics.compute(generated, Measured(mu_b, b, None, None, {"path": "x"}), space)
     root = sqrtm(a)
     expected = ((mu_a - mu_b) ** 2).sum() + np.trace(a + b - 2 * sqrtm(root @ b @ root).real)
-    assert scores["fid"] == pytest.approx(expected, rel=1e-9)
+    assert scores[space.distance] == pytest.approx(expected, rel=1e-9)
+    assert (
+        ("fid" in scores)
+        == ("inception_score" in scores)
+        == ("kid" in scores)
+        == (space is features.INCEPTION)
+    )
 
 
 def test_a_set_against_itself_and_against_one_far_away():
@@ -117,7 +124,13 @@ def test_table_has_the_papers_columns_and_marks_the_best():
         "precision": 0.77, "recall": None,
     }  # fmt: skip
     lines = metrics.table([("one", {**scores, "fid": 3.0}), ("two", scores)], best=1).splitlines()
-    assert [part.strip() for part in lines[0].split("  ") if part] == list(metrics.COLUMNS)
+    assert [part.strip() for part in lines[0].split("  ") if part] == [
+        "FID ↓",
+        "IS ↑",
+        "KID x1000 ↓",
+        "Precision ↑",
+        "Recall ↑",
+    ]
     assert lines[2].split() == ["*", "two", "2.71", "87.94", "±", "1.20", "1.500", "±", "0.100", "0.770", "-"]
     assert lines[1].startswith("one ")
 

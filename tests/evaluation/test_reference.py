@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from conftest import random_values, save_image
-from evaluation.features import Measurer, gaussian
-from evaluation.reference import DIM, make_reference, open_reference, where_from
+from evaluation.features import EFFICIENTNET, INCEPTION, Measurer, gaussian
+from evaluation.reference import make_reference, open_reference, where_from
 from util.dist import World
 from util.errors import UserError
+
+DIM = INCEPTION.dim
 
 
 class FirstValues:
@@ -86,7 +88,7 @@ def test_our_own_is_refused_where_it_does_not_fit(images, tmp_path):
         open_it(out, size=32)
     good = json.loads(note.read_text())
     for change, message in (
-        ({"extractor": {"weights_sha256": "xyz"}}, r"other Inception weights \(sha256 xyz\)"),
+        ({"extractor": {"weights_sha256": "xyz"}}, r"other weights of the network \(sha256 xyz\)"),
         ({"npz_sha256": "0"}, "is not the file that made.json describes"),
         ({"pictures": None}, "the note that belongs to made.npz is missing or damaged"),
         ({"extractor": []}, r"made\.json: the note that belongs to made\.npz is missing or damaged"),
@@ -125,3 +127,16 @@ def test_the_advice_fits_the_size_of_the_images():
         assert [side for side in (64, 256) if f"imagenet{side}_labeled.npz" in advice] == list(sides)
         assert "python -m evaluation.score DATA --make_reference FILE.npz" in advice
         assert ("--img_size" in advice) == (size is not None)
+        of_other = where_from(size, EFFICIENTNET)
+        assert of_other.endswith(" --features efficientnet_lite0")
+        assert "imagenet" not in of_other
+
+
+def test_a_network_that_this_version_does_not_know_is_refused(tmp_path):
+    for name in ("dino\nv2", np.zeros(3), ["a"] * 1000):
+        np.savez(tmp_path / "of.npz", mu=np.zeros(DIM), sigma=np.eye(DIM), network=name)
+        with pytest.raises(
+            UserError, match=r"of\.npz: holds features of .*, not of --features inception"
+        ) as refused:
+            open_it(tmp_path / "of.npz")
+        assert str(refused.value).isprintable()

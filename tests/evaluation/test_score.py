@@ -114,7 +114,7 @@ def test_two_processes_measure_what_one_does(tmp_path, inception_weights, monkey
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == f"{two}: mu and sigma of 5 images, features of 5\n"
     with np.load(one) as a, np.load(two) as b:
-        assert sorted(a) == ["features", "mu", "sigma"]
+        assert sorted(a) == ["features", "mu", "network", "sigma"]
         assert all(np.array_equal(a[name], b[name]) for name in a)
     assert one.with_suffix(".json").read_text() == two.with_suffix(".json").read_text()
 
@@ -208,7 +208,11 @@ def test_unusable_files_are_refused_before_the_network_is_loaded(bad, images, tm
 def test_what_is_missing_is_said_before_the_network_is_loaded(tmp_path):
     weights = tmp_path / "no weights either"
     flags = argparse.Namespace(
-        fid_stats=tmp_path / "none.npz", inception_weights=weights, img_size=8, num_workers=0
+        fid_stats=tmp_path / "none.npz",
+        inception_weights=weights,
+        img_size=8,
+        num_workers=0,
+        features="inception",
     )
     with pytest.raises(UserError, match=r"none\.npz: no such reference"):
         score.scorer_of_flags(flags, torch.device("cpu"), World())
@@ -216,5 +220,10 @@ def test_what_is_missing_is_said_before_the_network_is_loaded(tmp_path):
 
 def test_flags_that_name_no_reference_and_no_sweep_need_no_network(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    flags = argparse.Namespace(fid_stats=None, img_size=8, sweep=None)
+    flags = argparse.Namespace(fid_stats=None, img_size=8, sweep=None, features="inception")
     assert score.scorer_of_flags(flags, torch.device("cpu"), World()) is None
+    flags.features = "efficientnet_lite0"
+    with pytest.raises(
+        UserError, match="--features efficientnet_lite0 needs a reference for --fid_stats; make one"
+    ):
+        score.scorer_of_flags(flags, torch.device("cpu"), World())

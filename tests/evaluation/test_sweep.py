@@ -126,6 +126,23 @@ def test_a_sweep_draws_each_cell_from_the_same_noise_and_scores_it(tmp_path, col
     assert (swept != images(first)).any()
 
 
+def test_a_sweep_by_another_network_goes_by_its_distance(tmp_path, colour_network, capsys):
+    for i, values in enumerate(random_values(9, 8)):
+        save_image(tmp_path / "real" / f"{i}.png", values)
+    run(f"cfg=1,4 --features efficientnet_lite0 --fid_stats {tmp_path}/real", tmp_path)
+    result = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    distances = [row["fd_efficientnet_lite0"] for row in result["rows"]]
+    assert (result["by"], result["best"]) == (
+        "fd_efficientnet_lite0",
+        f"cfg={1 if distances[0] < distances[1] else 4}",
+    )
+    assert not {"fid", "inception_score"} & result["rows"][0].keys()
+    assert Image.open(tmp_path / "sweep" / "sweep.png").width == 600
+    out = capsys.readouterr().out
+    assert "FD-EfficientNetLite0 ↓" in out
+    assert "FID" not in out
+
+
 def test_a_sweep_that_was_stopped_draws_only_what_is_missing(tmp_path, colour_network, monkeypatch):
     run("cfg=1,4", tmp_path)
     before = {name: images(tmp_path / "sweep" / name / "generated") for name in ("cfg=1", "cfg=4")}
