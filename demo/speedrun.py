@@ -36,7 +36,7 @@ from util.threads import cpu_name  # noqa: E402
 GOAL = 3.0  # bits per dimension
 PROCESSES = 2
 SIZES, WIDTHS, BLOCKS, HEADS = (28, 2, 1), (128, 64, 32), (4, 1, 1), (4, 4, 4)
-STEPS, BATCH, EMA_DECAY = 600, 8, 0.98  # steps of all processes together, and images of each in a step
+STEPS, BATCH, EMA_DECAY = 540, 8, 0.98  # steps of all processes together, and images of each in a step
 RATE, WARM_UP, FALL = 6e-3, 0.04, 0.3  # shares of the steps after which the rate is reached, and falls
 RECIPE = engine.Recipe(RATE, 0.0, "constant", 0.0, 1, 3.0, optimizer="muon")
 CPU = torch.device("cpu")
