@@ -2,7 +2,7 @@
 
     python demo/fashion.py                                   trains a FractalAR for hours, and measures it
     python demo/fashion.py --generators mar                  the same with a FractalMAR
-    python demo/fashion.py --model demo/fashion_ar_model     measures the model in a folder
+    python demo/fashion.py --model output/fashion/ar_model   measures the model in a folder
 
 Runs main_fractalgen.py; a second call goes on where training was stopped. All figures are of the 10,000 test
 images, which training never sees: bits per dimension beside those of lossless files; how many images the
@@ -34,14 +34,17 @@ from models.hub.about import About
 from util.files import make_writable, write_json
 from util.pixels import make_sheet
 
-NUM_SAMPLES, PER_CLASS, NEAREST = 1000, 10, 3
+NUM_SAMPLES, PER_CLASS = 1000, 10
 TRAINING = (
     "--channels 1 --class_num 10 --num_workers 0 --amp off --no_flip --optimizer muon --batch_size 16 "
     "--lr 4e-3 --warmup_epochs 0.1 --attn_dropout 0 --proj_dropout 0 --label_drop_prob 0.25 --ema "
     "--ema_decay 0.9995 --save_last_freq 1 --save_every_steps 250 --eval_freq 100"
 )
 EPOCHS = {"ar": 2, "mar": 2}
-DEFAULTS = {"ar": (1.5, 1.0), "mar": (1.5, 1.0)}  # guidance scale and temperature, chosen by a sweep
+DEFAULTS = {
+    "ar": (1.5, 1.0),
+    "mar": (1.5, 1.0),
+}  # guidance scale and temperature; no sweep has chosen them yet
 TRAINED_ON = "Fashion-MNIST (60,000 images)"
 LIMITS = "Draws grey clothes of 28 x 28 pixels; photographs of clothes are unlike its training images."
 
@@ -177,7 +180,9 @@ def main() -> None:
             model = train(args.generators, args.epochs or EPOCHS[args.generators], data, run)
             model.about = About.of_model(model, read_fashion(data, "val")[0][:1000], TRAINED_ON, LIMITS)
             model.half().save_pretrained(path)
-            plot_curve(run / "log.txt", f"{type(model).__name__} on Fashion-MNIST", path / "loss.png")
+            plot_curve(
+                run / "log.txt", f"Fractal{args.generators.upper()} on Fashion-MNIST", path / "loss.png"
+            )
         found = measure(path, data, make_writable(folder / f"{path.name}_scores"))
         write_json(folder / f"{path.name}_scores" / "scores.json", found)
         report(found)

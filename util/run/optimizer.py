@@ -18,7 +18,7 @@ def is_matrix(name: str, weight: nn.Parameter) -> bool:
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Moves the singular values of N matrices (N, rows, columns) near 1, between about 0.7 and 1.2.
+    """Moves the singular values of N matrices (N, rows, columns) near 1, most of them between 0.7 and 1.2.
 
     A Newton-Schulz iteration (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks").
     Computed in bfloat16 on a GPU, and in float32 elsewhere: without special units for it, bfloat16 made this
@@ -81,7 +81,8 @@ class MuonAdamW(torch.optim.Optimizer):
         for (shape, _), weights in alike.items():
             grads = torch.stack([p.grad for p in weights])
             for p in weights:
-                self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             momenta = torch.stack([self.state[p]["momentum_buffer"] for p in weights])
             if found_inf is not None:
                 grads = torch.where(found_inf > 0, momenta, grads)
