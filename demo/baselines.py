@@ -1,4 +1,4 @@
-"""What the numbers of a model are held against: other lossless files, and a classifier without a network."""
+"""What a model is held against: lossless files, a classifier without a network, its training images."""
 
 import io
 import math
@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from common import read_split
 from PIL import Image
+
+NEAREST = 2  # training images shown beside each sample
 
 
 def compressed_bits(image: np.ndarray, kind: str) -> int:
@@ -40,6 +42,17 @@ def lossless_bits_per_dim(images: np.ndarray) -> dict[str, float]:
         "PNG, all in one sheet": compressed_bits(sheet, "PNG") / images.size,
         "WebP, all in one sheet": compressed_bits(sheet, "WEBP") / images.size,
     }
+
+
+def nearest(images: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the training images nearest to each of n images.
+
+    Returns their numbers (n, NEAREST), and root mean squared distances (n,) to the nearest, in values 0..255.
+    """
+    flat, others = (group.reshape(len(group), -1).astype(np.float32) for group in (images, train))
+    squares = (flat**2).sum(1)[:, None] + (others**2).sum(1) - 2 * flat @ others.T
+    order = squares.argsort(1)[:, :NEAREST]
+    return order, np.sqrt(((flat - others[order[:, 0]]) ** 2).mean(1))
 
 
 def classify_by_regression(data: Path, samples: Sequence[Image.Image]) -> tuple[float, float]:

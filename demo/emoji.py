@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from baselines import classify_by_regression, lossless_bits_per_dim
+from baselines import NEAREST, classify_by_regression, lossless_bits_per_dim, nearest
 from common import (
     ROOT,
     make_parser,
@@ -36,7 +36,6 @@ from util.files import make_writable
 from util.pixels import make_sheet
 
 PER_CLASS = 6  # samples of each class
-NEAREST = 2  # training images beside each sample
 PASSES = 8  # random masks per image for bits per dimension
 NAME = "fractalmar_tiny_guided_in32"
 MODEL = f"--model {NAME} --class_num {len(CLASSES)} --num_workers 0"
@@ -93,17 +92,6 @@ def draw(folder: Path) -> list[Image.Image]:
     """Draws PER_CLASS samples of each class with the model's own settings."""
     labels = [label for label in range(len(CLASSES)) for _ in range(PER_CLASS)]
     return FractalGen.from_pretrained(folder).generate(labels, seed=0)
-
-
-def nearest(images: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the training images nearest to each of n images.
-
-    Returns their numbers (n, NEAREST), and root mean squared distances (n,) to the nearest, in values 0..255.
-    """
-    flat, others = (group.reshape(len(group), -1).astype(np.float32) for group in (images, train))
-    squares = (flat**2).sum(1)[:, None] + (others**2).sum(1) - 2 * flat @ others.T
-    order = squares.argsort(1)[:, :NEAREST]
-    return order, np.sqrt(((flat - others[order[:, 0]]) ** 2).mean(1))
 
 
 def evaluate(model: Path, data: Path, folder: Path) -> None:

@@ -22,9 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from baselines import compressed_bits, lossless_bits_per_dim
+from baselines import compressed_bits, lossless_bits_per_dim, nearest
 from common import ROOT, make_parser, plot_curve, run_main
-from emoji import nearest
 from fashion_classifier import Classifier
 from fashion_data import CLASSES, find_data, read_digits, read_fashion
 from PIL import Image

@@ -472,8 +472,13 @@ def test_generate_paint_edit_and_download(browser, model):
     browser.mouse.move(*middle)
     browser.mouse.down()
     browser.mouse.move(middle[0] + 40, middle[1], steps=5)
+    uploads = []
+    browser.on("requestfinished", lambda request: "upload" in request.url and uploads.append(request))
     browser.mouse.up()
-    browser.wait_for_timeout(500)
+    seen = -1
+    while not uploads or len(uploads) > seen:  # the page sends the layers a while after the stroke
+        seen = len(uploads)
+        browser.wait_for_timeout(500)
     press(browser, "Edit")
     expect(browser.locator("button:visible", has_text="Download PNG")).to_be_enabled()
     edited = np.stack(download(browser))

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
+import baselines
 import emoji
 import emoji_data
 
@@ -182,10 +183,10 @@ def test_averaged_weights_are_saved_as_float16_and_loaded_as_float32(tmp_path):
 
 def test_nearest_images_are_found():
     train = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
-    numbers, distances = emoji.nearest(train[[7, 3]], train)
+    numbers, distances = baselines.nearest(train[[7, 3]], train)
     assert numbers[:, 0].tolist() == [7, 3]
     assert distances.max() < 1e-3
-    assert emoji.nearest(train[:1] // 2 + 1, train[1:])[1] > 10
+    assert baselines.nearest(train[:1] // 2 + 1, train[1:])[1] > 10
 
 
 def test_training_images_to_compare_with_are_as_many_as_held_out_ones_and_no_copies(package, tmp_path):
