@@ -28,7 +28,7 @@ from fashion_classifier import Classifier
 from fashion_data import CLASSES, find_data, read_digits, read_fashion
 from PIL import Image
 
-from models.fractalgen import FractalGen
+from models.fractalgen import PRESETS, FractalGen
 from models.hub.about import About
 from util.files import make_writable, write_json
 from util.pixels import make_sheet
@@ -40,22 +40,22 @@ TRAINING = (
     "--ema_decay 0.9995 --save_last_freq 1 --save_every_steps 250 --eval_freq 100"
 )
 EPOCHS = {"ar": 2, "mar": 2}
+# those of the lowest FD-EfficientNetLite0 in the sweeps that docs/evaluation.md shows
 DEFAULTS = {
-    "ar": (1.5, 1.0),
-    "mar": (1.5, 1.0),
-}  # guidance scale and temperature; no sweep has chosen them yet
+    "ar": {"guidance_scale": 2.0, "guidance_schedule": "constant", "temperature": 1.0},
+    "mar": {"guidance_scale": 2.0, "guidance_schedule": "constant", "temperature": 1.0},
+}
 TRAINED_ON = "Fashion-MNIST (60,000 images)"
 LIMITS = "Draws grey clothes of 28 x 28 pixels; photographs of clothes are unlike its training images."
 
 
 def train(kind: str, epochs: int, data: Path, run: Path) -> FractalGen:
     """Trains, or goes on, and returns the model with averaged weights, names and defaults."""
-    flags = f"--model fractal{kind}_tiny_in28 {TRAINING} --epochs {epochs}"
-    run_main(flags, data_path=data, output_dir=run, resume=run)
+    preset = f"fractal{kind}_tiny_in28"
+    run_main(f"--model {preset} {TRAINING} --epochs {epochs}", data_path=data, output_dir=run, resume=run)
     model = FractalGen.from_pretrained(run)
     model.class_names = list(CLASSES)
-    scale, temperature = DEFAULTS[kind]
-    model.sampling_defaults = replace(model.sampling_defaults, guidance_scale=scale, temperature=temperature)
+    model.sampling_defaults = replace(PRESETS[preset].sampling_defaults, **DEFAULTS[kind])
     return model
 
 
