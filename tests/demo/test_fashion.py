@@ -20,6 +20,10 @@ from models.fractalgen import FractalGen
 from util.dist import World
 from util.errors import UserError
 
+DEMO = Path(fashion.__file__).parent
+# bits/dim of demo/examples/fashion, in the order of the classes
+BITS = (2.3003, 1.4901, 2.3658, 1.7670, 3.5120, 2.5307, 3.1848, 2.0135, 3.4232, 2.7460)
+
 
 def write_idx(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,3 +104,25 @@ def test_the_rate_of_the_speedrun_rises_stays_and_falls_to_zero():
         [0, 0.5, 1, 1]
     )
     assert [speedrun.learning_rate(x) / speedrun.RATE for x in (0.65, 1)] == pytest.approx([0.5, 0])
+
+
+def test_the_bundled_model_is_small_and_its_card_has_its_figures():
+    folder = DEMO / "fashion_ar_model"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 8e6
+    model = FractalGen.from_pretrained(folder)
+    assert model.class_names == fashion_data.CLASSES
+    assert model.about.data == fashion.TRAINED_ON
+    options = model.sampling_defaults
+    assert {name: getattr(options, name) for name in fashion.DEFAULTS["ar"]} == fashion.DEFAULTS["ar"]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for text in (f"guidance {options.guidance_scale:g}", f"temperature {options.temperature:g}", "Zalando"):
+        assert text in card
+
+
+def test_the_bundled_model_gives_held_out_clothes_their_known_bits_and_classes():
+    model = FractalGen.from_pretrained(DEMO / "fashion_ar_model")
+    paths = [DEMO / "examples" / "fashion" / f"{name.lower()}.png" for name in fashion_data.CLASSES]
+    images = [Image.open(path) for path in paths]
+    bits = -model.log_likelihood(images, num_orders=1, progress_bar=False).bits / model.num_dims
+    assert bits.tolist() == pytest.approx(BITS, abs=1e-3)
+    assert model.classify(images, num_orders=1, progress_bar=False).argmax(1).tolist() == list(range(10))
