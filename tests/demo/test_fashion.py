@@ -106,7 +106,7 @@ def test_the_rate_of_the_speedrun_rises_stays_and_falls_to_zero():
     assert [speedrun.learning_rate(x) / speedrun.RATE for x in (0.65, 1)] == pytest.approx([0.5, 0])
 
 
-def test_the_bundled_model_is_small_and_its_card_has_its_figures():
+def test_the_bundled_model_is_small_and_its_card_has_its_settings_and_licence():
     folder = DEMO / "fashion_ar_model"
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 8e6
     model = FractalGen.from_pretrained(folder)
