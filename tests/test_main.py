@@ -679,7 +679,8 @@ def test_online_evaluation_scores_its_images_at_their_step(data, tmp_path, colou
     run(online, data_path=data, output_dir=tmp_path)
     events = EventAccumulator(str(tmp_path / "scores"))
     events.Reload()
-    assert [event.step for event in events.Scalars("score/fid")] == [3, 6]
+    # in any order: each evaluation writes a file of its own, and names tell the second only
+    assert {event.step for event in events.Scalars("score/fid")} == {3, 6}
     assert [
         r["note"].count("secs_per_image")
         for r in records(tmp_path)
