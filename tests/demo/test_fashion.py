@@ -72,6 +72,38 @@ def test_plain_outliers_look_likely_until_the_bits_of_a_file_are_taken_off():
     assert found["clothes"]["by bits"] == found["clothes"]["by bits minus WebP"] == 0.5
 
 
+def test_views_decide_between_the_classes_that_are_nearly_likeliest_alone():
+    """A class's bits are the distance to its prototype, by the image's shift and by its corner."""
+    shifts = [(0, 0), *fashion.VIEWS]
+    image = np.random.default_rng(0).integers(1, 256, (1, 6, 6), np.uint8)
+
+    class Model:
+        def log_likelihood(self, images, classes, **_):
+            return SimpleNamespace(
+                bits=torch.tensor([-self.cost[view_of(x), c] for x, c in zip(images, classes, strict=True)])
+            )
+
+    def view_of(view: np.ndarray) -> int:
+        """Which of `shifts` this view of the image has: rolled, with zeros where pixels come in."""
+        for number, shift in enumerate(shifts):
+            rolled = np.roll(image[0], shift, (0, 1))
+            for axis, by in enumerate(shift):
+                if by:
+                    np.moveaxis(rolled, axis, 0)[0 if by > 0 else -1] = 0
+            if (view == rolled).all():
+                return number
+        raise AssertionError("a view that is no shift of the image")
+
+    model = Model()
+    model.cost = np.full((5, 10), 50.0)
+    model.cost[0, :3] = 30, 31, 41  # the third class is too far from the first
+    model.cost[1:, :3] = 30, 29.5, 0
+    alone, together = fashion.classify(model, image)
+    assert (alone.tolist(), together.tolist()) == ([0], [1])
+    model.cost[0, 2] = 39
+    assert fashion.classify(model, image)[1].tolist() == [2]
+
+
 def test_the_sheets_have_a_row_for_each_class(tmp_path):
     samples = [Image.fromarray(np.full((28, 28), i, np.uint8)) for i in range(100)]
     clothes = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((1, 28, 28), np.uint8)
