@@ -35,7 +35,7 @@ from util.files import make_writable, write_json
 from util.pixels import make_sheet
 
 NUM_SAMPLES, PER_CLASS = 1000, 10
-VIEWS, NEAR = ((-1, 0), (1, 0), (0, -1), (0, 1)), 10.0  # see `classify`
+VIEWS, NEAR = ((-1, 0), (1, 0), (0, -1), (0, 1)), 6.0  # see `classify`
 TRAINING = (
     "--channels 1 --class_num 10 --num_workers 0 --amp off --no_flip --optimizer muon --batch_size 16 "
     "--lr 4e-3 --warmup_epochs 0.1 --attn_dropout 0 --proj_dropout 0 --label_drop_prob 0.25 --ema "
@@ -116,9 +116,9 @@ def classify(model: FractalGen, images: np.ndarray) -> tuple[np.ndarray, np.ndar
 
     every = np.tile(np.arange(num_classes), len(images))
     own = bits(np.repeat(images, num_classes, axis=0), every).reshape(len(images), num_classes)
-    numbers, classes = np.nonzero(own >= own.max(1, keepdims=True) - NEAR)
-    summed = np.full_like(own, -np.inf)
-    summed[numbers, classes] = own[numbers, classes]
+    near = own >= own.max(1, keepdims=True) - NEAR
+    summed = np.where(near, own, -np.inf)
+    numbers, classes = np.nonzero(near & (near.sum(1, keepdims=True) > 1))
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
     for down, right in VIEWS:
         shifted = padded[:, 1 - down :, 1 - right :][:, : images.shape[1], : images.shape[2]]
