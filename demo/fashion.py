@@ -120,7 +120,7 @@ def classify(model: FractalGen, images: np.ndarray) -> tuple[np.ndarray, np.ndar
     summed = np.where(near, own, -np.inf)
     numbers, classes = np.nonzero(near & (near.sum(1, keepdims=True) > 1))
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-    for down, right in VIEWS:
+    for down, right in VIEWS if len(numbers) else ():
         shifted = padded[:, 1 - down :, 1 - right :][:, : images.shape[1], : images.shape[2]]
         summed[numbers, classes] += bits(shifted[numbers], classes)
     return own.argmax(1), summed.argmax(1)
