@@ -1,9 +1,10 @@
 """A web page to generate and edit images, look inside the model, and compute likelihoods.
 
     pip install -e '.[app]'
-    python demo/app.py [--model demo/emoji_model]     # then open http://127.0.0.1:7860
+    python demo/app.py [--model MODEL]     # then open http://127.0.0.1:7860
 
-Only this machine can open the page, unless --host is given.
+A menu on the page changes between MODEL and the bundled models. Only this machine can open the page, unless
+--host is given.
 """
 
 import environment  # noqa: F401  first: without its packages a demo says how to get them
@@ -15,8 +16,9 @@ from pathlib import Path
 
 from common import add_model_flags, make_parser
 
+from models.fractalgen import FractalGen
 from models.hub.about import describe
-from models.hub.zoo import load
+from models.hub.zoo import BUNDLED, load, names
 from util.errors import UserError
 from util.flags import Parser
 
@@ -52,6 +54,16 @@ CSS = """
     #model {font-size: 0.9em}
     .wide {display: none}
 }
+.nav-holder {display: none}
+#models {display: flex; flex-wrap: wrap; gap: 8px; align-items: center; margin: 4px 0}
+#models a {padding: 2px 12px; text-decoration: none; border-radius: 16px}
+#models a {border: 1px solid var(--border-color-primary)}
+#models a[aria-current] {background: var(--button-primary-background-fill); color: white}
+#examples-title {margin: -12px 0}
+#examples .grid-wrap {max-height: none; height: auto; min-height: 0; padding: 0}
+#examples .grid-container {display: flex !important; overflow-x: auto; gap: 4px; padding: 0}
+#examples .grid-container > * {flex: 0 0 48px; width: 48px; height: 48px}
+#examples img {image-rendering: pixelated}
 #thumb figure {max-width: 72px; flex: 0 0 72px}
 #thumb .figures {margin: 0; align-items: center}
 #editor .toolbar-wrap {left: 0 !important}
@@ -74,57 +86,88 @@ def get_parser() -> Parser:
     return parser
 
 
-def model_name(model: str) -> str:
-    """Returns the name of a model as --model gives it: of a folder, without the folders that it is in."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
+def load_all(model: str, device: str | None) -> dict[str, FractalGen]:
+    """Returns the model that --model names, and all other bundled ones, by the names that the page shows.
+
+    The name of a folder is that of its last part.
+    """
+    name = Path(model).resolve().name if model not in BUNDLED and Path(model).is_dir() else model
+    first = load(model, device)
+    models, place = {name: first}, next(first.parameters()).device
+    for other in names():
+        if other not in models and Path(model).resolve() != BUNDLED[other]:
+            models[other] = FractalGen.from_pretrained(BUNDLED[other], map_location=place)
+    return models
 
 
-def build(model, name: str, max_batch: int, chunk: int | None, visitors):
+def build(models: dict[str, FractalGen], max_batch: int, chunk: int | None, visitors):
     """Returns the page, a gradio.Blocks that is not launched yet. `visitors` is an `app_server.Visitors`.
 
-    name  of the model, which the page shows
+    models  by the names that the page shows. The first one has the address "/", and each other one that of
+            its name, such as "/fashion_ar": what a visitor sees follows the model
     """
+    import gradio as gr
+
+    with gr.Blocks(title="FractalGen", analytics_enabled=False, delete_cache=(3600, 7200)) as blocks:
+        pass
+    paths = {name: name if number else "" for number, name in enumerate(models)}
+    for name, model in models.items():
+        with blocks.route(name, paths[name]) if paths[name] else blocks:
+            build_page(model, name, menu(paths, name), max_batch, chunk, visitors)
+    return blocks
+
+
+def menu(paths: dict[str, str], current: str) -> str:
+    """Returns HTML of links to the pages of all models, by name; none if there is one model only."""
+    links = [
+        f'<a href="./{path}"{" aria-current=page" * (name == current)}>{html.escape(name)}</a>'
+        for name, path in paths.items()
+    ]
+    return f"<nav id='models' aria-label='Model'>Model: {' '.join(links)}</nav>" if len(links) > 1 else ""
+
+
+def build_page(model, name: str, models: str, max_batch: int, chunk: int | None, visitors) -> None:
+    """Adds the page of the model `name` to where Gradio's context is. `models` is HTML of the menu."""
     import app_logic
     import gradio as gr
     from app_page import Page, show_errors
     from app_server import delete_upload
     from app_tabs import TABS
 
-    with gr.Blocks(title="FractalGen", analytics_enabled=False, delete_cache=(3600, 7200)) as blocks:
-        page = Page(model, max_batch, chunk, visitors)
-        gr.HTML(
-            "<h1>FractalGen</h1>"
-            "<p class='wide'>A generative model inside a generative model, down to the pixel.</p>"
-            f"<p id='model'>{html.escape(describe(model, name))}</p>",
-            padding=False,
+    page = Page(model, max_batch, chunk, visitors)
+    gr.HTML(
+        "<h1>FractalGen</h1>"
+        "<p class='wide'>A generative model inside a generative model, down to the pixel.</p>"
+        f"{models}<p id='model'>{html.escape(describe(model, name))}</p>",
+        padding=False,
+    )
+    with gr.Row():
+        thumbnail = gr.HTML("<i>No image yet: generate or upload one.</i>", elem_id="thumb")
+        file = gr.UploadButton(
+            "Upload an image", file_types=["image"], size="sm", elem_id="upload", scale=0, min_width=140
         )
-        with gr.Row():
-            thumbnail = gr.HTML("<i>No image yet: generate or upload one.</i>", elem_id="thumb")
-            file = gr.UploadButton(
-                "Upload an image", file_types=["image"], size="sm", elem_id="upload", scale=0, min_width=140
-            )
-            keep = gr.DownloadButton("Save this image", interactive=False, size="sm", scale=0, min_width=140)
-        for name, tab in TABS.items():
-            with gr.Tab(name):
-                tab(page)
-        page.show_history()
+        keep = gr.DownloadButton("Save this image", interactive=False, size="sm", scale=0, min_width=140)
+    page.show_examples(app_logic.examples(name, model.class_names))
+    for title, tab in TABS.items():
+        with gr.Tab(title):
+            tab(page)
+    page.show_history()
 
-        @show_errors
-        def upload(path):
-            try:
-                chosen, change = app_logic.upload(path, page.side)
-            finally:
-                delete_upload(Path(path))
-            gr.Info(f"{chosen.caption}: {change}")
-            return chosen
+    @show_errors
+    def upload(path):
+        try:
+            chosen, change = app_logic.upload(path, page.side)
+        finally:
+            delete_upload(Path(path))
+        gr.Info(f"{chosen.caption}: {change}")
+        return chosen
 
-        file.upload(upload, file, page.chosen)
-        page.chosen.change(
-            lambda chosen: (app_logic.thumbnail(chosen), page.download([chosen.image])),
-            page.chosen,
-            [thumbnail, keep],
-        )
-    return blocks
+    file.upload(upload, file, page.chosen)
+    page.chosen.change(
+        lambda chosen: (app_logic.thumbnail(chosen), page.download([chosen.image])),
+        page.chosen,
+        [thumbnail, keep],
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -148,9 +191,7 @@ def launch(args: argparse.Namespace, wait: bool = True):
     if min(args.max_batch, args.max_queue, args.chunk or 1) < 1:
         raise UserError("--max_batch, --max_queue and --chunk must be at least 1")
     host, visitors = args.host.strip("[]"), Visitors()
-    blocks = build(
-        load(args.model, args.device), model_name(args.model), args.max_batch, args.chunk, visitors
-    )
+    blocks = build(load_all(args.model, args.device), args.max_batch, args.chunk, visitors)
     # Fonts of the browser, so that none is fetched from the network.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     blocks.queue(max_size=args.max_queue, default_concurrency_limit=4)

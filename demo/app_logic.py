@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from charts import bar_chart, enlarge, heat_map, outline
+from common import EXAMPLES
 from live import watch
 from pace import time_left
 from PIL import Image
@@ -210,6 +211,19 @@ def upload(path: str | Path, side: int) -> tuple[Chosen, str]:
     return Chosen(center_crop_arr(image, side), name), f"{done}it was cropped and scaled to {side} x {side}"
 
 
+def examples(name: str, class_names: Sequence[str] | None) -> list[Chosen]:
+    """Returns the images demo/examples/DATA/CLASS.png of a bundled model's data, in the order of its classes.
+
+    name  of the model, which begins with that of its data: fashion_ar
+    """
+    labels = {text.casefold(): label for label, text in enumerate(class_names or ())}
+    found = []
+    for path in sorted((EXAMPLES / name.partition("_")[0]).glob("*.png")):
+        label = labels.get(path.stem.casefold())
+        found.append(Chosen(open_image(path)[0], f"{path.stem}, a real image", label))
+    return sorted(found, key=lambda one: len(labels) if one.label is None else one.label)
+
+
 def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -293,11 +307,19 @@ def softmax_names(model) -> list[str]:
 
 
 def levels_to_redraw(model) -> list[tuple[str, int]]:
-    """Returns the levels that can get new random numbers: a description and the level's number."""
-    return [
-        (f"all that level {level} decides: order of patches, {name}", level)
-        for level, name in enumerate(softmax_names(model))
-    ]
+    """Returns the levels that can get new random numbers: a description and the level's number.
+
+    A level without any is left out: an AR level, whose order is fixed, with no softmax below it.
+    """
+    found = []
+    generators = list(model.generators)
+    for level, name in enumerate(softmax_names(model)):
+        decided = [] if generators[level].exact_likelihood else ["order of patches"]
+        if all(below.spec.guiding_pixel for below in generators[level + 1 : level + 2]):
+            decided.append(name)
+        if decided:
+            found.append((f"all that level {level} decides: {', '.join(decided)}", level))
+    return found
 
 
 def patches_to_redraw(model, pixel: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:
@@ -323,7 +345,8 @@ def look(model, chosen: Chosen, pixel: Sequence[int]) -> str:
         num_inference_steps=settings.get("num_inference_steps"),
     )
     steps = [place_figure(chosen.image, level, place) for level, place in enumerate(inside.places)]
-    order = "" if chosen.generated else f"<p>{ASSUMED_ORDER}</p>"
+    fixed = all(generator.exact_likelihood for generator in model.generators)
+    order = "" if chosen.generated or fixed else f"<p>{ASSUMED_ORDER}</p>"
     softmaxes = figures(softmax_figures(model, inside) + entropy_figures(model, inside))
     return f"{order}{figures(steps)}<h4>{SOFTMAXES}</h4>{softmaxes}"
 
@@ -355,7 +378,8 @@ def softmax_figures(model, inside: Inside) -> list[str]:
                 for channel, value in zip(channel_titles(model), place.entropy.tolist(), strict=True)
             )
             caption = f"Softmaxes of the {name}; entropy in bits: {bits}"
-            found.append(figure(bar_chart(place.probs, place.values.tolist()), caption))
+            chart = bar_chart(place.probs, place.values.tolist(), height=192 // len(place.probs))
+            found.append(figure(chart, caption))
     return found
 
 

@@ -80,6 +80,21 @@ class Settings(NamedTuple):
     values: list
 
 
+def thumbnails(name: str, **options) -> gr.Gallery:
+    """Returns a gallery of small images to click on, whose `elem_id` is `name`."""
+    return gr.Gallery(
+        format="png",
+        columns=8,
+        height=None,
+        interactive=False,
+        show_label=False,
+        allow_preview=False,
+        buttons=[],
+        elem_id=name,
+        **options,
+    )
+
+
 class Page:
     """The state that the tabs share: the model, the chosen image, the history of images.
 
@@ -97,17 +112,7 @@ class Page:
         )
         self.chosen, self.history = gr.State(), gr.State([])
         self.visitors, self.pace = visitors, Pace()
-        self.gallery = gr.Gallery(
-            format="png",
-            columns=8,
-            height=None,
-            interactive=False,
-            show_label=False,
-            allow_preview=False,
-            render=False,
-            buttons=[],
-            elem_id="history",
-        )
+        self.gallery = thumbnails("history", render=False)
         names = [(class_title(label, model.class_names), label) for label in range(model.class_num)]
         self.classes = [("(no class)", -1), *names]
         self.folder, self.downloads = tempfile.TemporaryDirectory(prefix="fractalgen-"), 0
@@ -160,15 +165,22 @@ class Page:
         guidance = gr.Slider(
             1, max(10.0, 2 * defaults.guidance_scale), defaults.guidance_scale, step=0.1, label="Guidance"
         )
-        with gr.Accordion("Temperature, steps per level", open=False):
+        ar = all(generator.exact_likelihood for generator in self.model.generators)
+        with gr.Accordion("Temperature" if ar else "Temperature, steps per level", open=False):
             gr.Markdown(
                 "Temperature multiplies the logits: above 1 is sharper, the reverse of other libraries, "
-                "which divide by it. An AR level always takes one step per patch, so its steps have no "
-                "effect."
+                "which divide by it."
             )
             temperature = gr.Slider(0.5, 2, defaults.temperature, step=0.01, label="Temperature")
             steps = [
-                gr.Slider(1, generator.spec.num_patches, number, step=1, label=f"Steps, level {level}")
+                gr.Slider(
+                    1,
+                    generator.spec.num_patches,
+                    number,
+                    step=1,
+                    label=f"Steps, level {level}",
+                    visible=not generator.exact_likelihood,  # an AR level takes one step for each patch
+                )
                 for level, (generator, number) in enumerate(
                     zip(self.model.generators, defaults.num_inference_steps, strict=True)
                 )
@@ -311,6 +323,18 @@ class Page:
             self.visitors.end(request)
 
         gr.Button("Stop").click(stop, queue=False)
+
+    def show_examples(self, examples: list[Chosen]) -> None:
+        """Adds a row of images that the model has not seen, if there are some. A click on one chooses it."""
+        if not examples:
+            return
+
+        def choose(event: gr.SelectData) -> Chosen:
+            return examples[event.index]
+
+        title = "Or take a real image, which the model was not trained on:"
+        gr.HTML(title, padding=False, elem_id="examples-title")
+        thumbnails("examples", value=[one.image for one in examples]).select(choose, None, self.chosen)
 
     def show_history(self) -> None:
         """Adds the gallery of the images that were drawn, the newest first. A click on one chooses it."""

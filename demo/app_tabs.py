@@ -224,7 +224,10 @@ def build_likelihood(page: Page) -> None:
     with gr.Row():
         with gr.Column(scale=1):
             menu = page.class_menu("Class that the model is given", -1)
-            orders = gr.Slider(1, MAX_ORDERS, 2, step=1, label="Random orders of patches (MAR)")
+            ar = all(generator.exact_likelihood for generator in page.model.generators)
+            orders = gr.Slider(
+                1, MAX_ORDERS, 1 if ar else 2, step=1, label="Random orders of patches", visible=not ar
+            )
             run = gr.Button("Compute the likelihood", variant="primary")
             all_labels = [label for _, label in page.classes[1:]]
             compared = gr.Dropdown(

@@ -49,7 +49,7 @@ def outline(
     boxes   ((x, y, width, height), colour), in pixels of `image`; later boxes cover earlier ones
     around  draws the edges around the boxes, so that all of their pixels stay visible
     """
-    sheet = enlarge(image, side)
+    sheet = enlarge(image.convert("RGB"), side)
     zoom, draw = sheet.width // image.width, ImageDraw.Draw(sheet)
     for (x, y, columns, rows), colour in boxes:
         width = 3 if around else max(2, min(4, columns * zoom // 6))

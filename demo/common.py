@@ -12,13 +12,15 @@ import numpy as np
 from environment import ROOT
 from PIL import Image
 
-from models.hub.zoo import BUNDLED
+from models.hub.zoo import DEFAULT, names
 from util.crop import center_crop_arr
 from util.data.decode import open_as
 from util.errors import UserError
 from util.files import atomic_write, check_writable
 from util.flags import Parser
 from util.inputs import open_image
+
+EXAMPLES = ROOT / "demo" / "examples"  # real images that no bundled model was trained on
 
 
 def make_parser(script: str, description: str) -> Parser:
@@ -34,9 +36,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --model and --device, as `models.hub.zoo.load` takes them."""
     parser.add_argument(
         "--model",
-        default=str(BUNDLED),
-        help="a folder that save_pretrained or training wrote, an id on the Hugging Face hub, or the name of "
-        "a published model, whose weights are then downloaded; default: the bundled model, demo/emoji_model",
+        default=DEFAULT,
+        help=f"a bundled model ({', '.join(names())}; default: {DEFAULT}), a folder that save_pretrained or "
+        "training wrote, an id on the Hugging Face hub, or the name of a published model, whose weights are "
+        "then downloaded",
     )
     add_device_flag(parser)
 

@@ -121,7 +121,9 @@ def print_table(log_likelihood: Callable, model) -> None:
     names = [f"guiding pixels of level {level + 1}" for level in range(len(model.generators) - 1)] + [
         "pixels"
     ]
-    rows = [*zip(names, levels.bits[0], strict=True), *zip(channel_names, channels.bits[0], strict=True)]
+    rows = list(zip(names, levels.bits[0], strict=True))
+    if model.alphabet.channels > 1:
+        rows += zip(channel_names, channels.bits[0], strict=True)
     for name, bits in rows:
         if bits:
             print(f"  {name:<28}{-bits:10.1f} bits  {-bits / dims:7.3f} per dimension")

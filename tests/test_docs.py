@@ -104,8 +104,8 @@ def test_flags_of_other_commands_parse_and_their_classes_exist(command, monkeypa
     with pytest.raises(Parsed) as parsed:
         module.main()
     args = vars(parsed.value.args[0])
-    if args.get("model") == str(zoo.BUNDLED):
-        config = json.loads((zoo.BUNDLED / "config.json").read_text())
+    if args.get("model") in zoo.names():
+        config = json.loads((zoo.BUNDLED[args["model"]] / "config.json").read_text())
         names = args["classes"] if words[at] == "demo/sample.py" else [args.get("label")]
         for name in filter(None, names or ()):
             find_class(name, config["class_names"], config["class_num"])
@@ -133,7 +133,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
         (32, 4, 1), (16, 16, 16), (1, 1, 1), (2, 2, 2), ("mar", "mar", "ar"), class_num=2, num_conds=5
     ).eval()
     model.class_names = ("face", "heart")
-    monkeypatch.setattr(zoo, "load", lambda: model)
+    monkeypatch.setattr(zoo, "load", lambda name: model)
     monkeypatch.chdir(tmp_path)
     (block,) = blocks("README.md", "python")
     names: dict = {}

@@ -19,6 +19,7 @@ from live import Stopped, watch
 from PIL import Image
 
 from conftest import opinionated, random_values, tiny_model
+from models.hub import zoo
 from util.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
@@ -190,6 +191,39 @@ def test_a_model_of_grey_images_is_shown_in_rgb_and_gets_its_own_values_back():
     bits = -model.log_likelihood(drawn, 1, progress_bar=False).bits.item()
     assert f"{bits:.1f} bits, {bits / 64:.4f} bits per dimension" in logic.likelihood(model, chosen, 1, 1)
     assert "bright 4.1" in logic.look(model, chosen, (5, 2))
+
+
+def test_a_model_shares_the_page_with_all_bundled_ones_and_is_not_shown_twice(model, tmp_path, monkeypatch):
+    for name in ("b_model", "a_model"):
+        model.save_pretrained(tmp_path / name)
+    folders = {name: tmp_path / f"{name}_model" for name in ("a", "b", "missing")}
+    for module in (zoo, app):
+        monkeypatch.setattr(module, "BUNDLED", folders)
+    monkeypatch.setattr(zoo, "DEFAULT", "b")
+    assert list(app.load_all("b", "cpu")) == ["b", "a"]
+    assert list(app.load_all("a", "cpu")) == ["a", "b"]
+    assert list(app.load_all(str(tmp_path / "a_model"), "cpu")) == ["a_model", "b"]
+    assert app.menu({"a": ""}, "a") == ""
+    assert re.findall('href="(.*?)"( aria-current)?', app.menu({"a": "", "b": "b"}, "b")) == [
+        ("./", ""),
+        ("./b", " aria-current"),
+    ]
+
+
+def test_the_real_images_of_a_bundled_model_have_its_size_and_know_their_class():
+    names = ("Bag", "coat", "ankle boot")
+    found = logic.examples("fashion_mar", names)
+    assert [one.label for one in found[:4]] == [0, 1, 2, None]
+    assert [one.caption for one in found[:2]] == ["bag, a real image", "coat, a real image"]
+    assert len(found) == 10
+    assert {one.image.size for one in found} == {(28, 28)}
+    assert logic.examples("my_model", names) == []
+
+
+def test_an_ar_model_has_no_order_to_draw_again_and_none_to_assume():
+    model = opinionated(tiny_model("ar"))
+    assert logic.levels_to_redraw(model) == [("all that level 1 decides: pixels", 1)]
+    assert logic.ASSUMED_ORDER not in logic.look(model, logic.Chosen(image(), "an image", 1), (5, 2))
 
 
 def test_new_random_numbers_for_one_level_keep_those_of_the_others(model):
@@ -631,3 +665,31 @@ def test_stop_a_second_press_or_leaving_ends_drawings_and_keeps_the_chosen_image
     browser.get_by_role("tab", name="Likelihood").click()
     press(browser, "Compute the likelihood")
     expect(browser.locator("h4:visible", has_text="bits per dimension")).to_be_visible()
+
+
+def test_each_bundled_model_has_a_page_with_its_classes_images_and_settings(browser, model):
+    from playwright.sync_api import expect
+
+    if "fashion_ar" not in zoo.names():
+        pytest.skip("this checkout lacks demo/fashion_ar_model")
+    shown = browser.locator("#models a").all_inner_texts()
+    assert shown == ["tiny", *zoo.names()]
+    expect(browser.locator("#models a[aria-current]")).to_have_text("tiny")
+    expect(browser.locator("#examples")).to_have_count(0)  # real images of a model that is not bundled: none
+    browser.locator("#models a", has_text="fashion_ar").click()
+    expect(browser.locator("#models a[aria-current]")).to_have_text("fashion_ar")
+    browser.get_by_role("button", name="Generate", exact=True).wait_for()
+    browser.locator("#examples button").nth(8).click()
+    expect(browser.locator("#thumb")).to_contain_text("bag, a real image")
+    browser.get_by_role("tab", name="Likelihood").click()
+    expect(browser.get_by_label("Class that the model is given")).to_have_value(
+        re.compile("bag", re.IGNORECASE)
+    )
+    expect(browser.get_by_label("Random orders of patches")).to_have_count(0)  # an AR model
+    press(browser, "Compute the likelihood")
+    bag = zoo.load("fashion_ar", "cpu").log_likelihood(logic.examples("fashion_ar", ["bag"])[0].image, "bag")
+    expect(browser.locator("h4:visible")).to_contain_text(f"{-bag.bits.item():.1f} bits")
+    browser.locator("#models a", has_text="tiny").click()
+    expect(browser.locator("#models a[aria-current]")).to_have_text("tiny")
+    press(browser, "Generate")
+    expect(browser.locator("#thumb")).to_contain_text("face, seed 0")

@@ -1,6 +1,7 @@
 import sys
 import types
 
+import charts
 import torch
 from PIL import Image
 
@@ -18,6 +19,11 @@ def test_sheet_places_images_row_by_row():
         for xy in ((sheet.width - 20, 4), (sheet.width - 6, 4), (sheet.width - 20, sheet.height - 6))
     ]
     assert found == [(255, 0, 0), (0, 128, 0), (0, 0, 255)]
+
+
+def test_boxes_keep_their_colours_on_a_grey_image():
+    sheet = charts.outline(Image.new("L", (4, 4), 200), [((0, 0, 4, 4), "#ff2d95")])
+    assert (sheet.getpixel((0, 0)), sheet.getpixel((128, 128))) == ((255, 45, 149), (200, 200, 200))
 
 
 def test_visualize_shows_the_canvas_in_a_notebook_and_ipython_is_imported_only_then(monkeypatch):

@@ -24,23 +24,24 @@ from util.data.loader import ImageDataset, make_loader, open_split
 from util.dist import World
 from util.pixels import RGB
 
+FOLDER = zoo.BUNDLED["emoji"]
 # Holds val/CLASS/NAME.png, one held-out emoji of each class.
 HELD_OUT = Path(__file__).parents[1] / "golden" / "emoji"
 
 
 @pytest.fixture(scope="module")
 def model():
-    return FractalGen.from_pretrained(zoo.BUNDLED)
+    return FractalGen.from_pretrained(FOLDER)
 
 
 def test_the_bundled_model_is_small_and_has_class_names_licence_and_guiding_pixels(model):
-    assert sum(path.stat().st_size for path in zoo.BUNDLED.iterdir()) <= 12e6
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 12e6
     assert model.class_names == tuple(emoji_data.CLASSES)
     assert all(weight.dtype == torch.float32 for weight in model.state_dict().values())
     assert model.img_size_list[0] == emoji_data.SIDE
     assert model.config["guiding_pixel"]
     assert (model.about.data, model.about.limits) == (emoji.TRAINED_ON, emoji.LIMITS)
-    card = (zoo.BUNDLED / "README.md").read_text()
+    card = (FOLDER / "README.md").read_text()
     assert f"{model.about.bits_per_dim} bits/dim" in card
     for text in (emoji_data.PACKAGE, "Apache", "python demo/emoji.py"):
         assert text in card

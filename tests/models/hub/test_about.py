@@ -53,7 +53,7 @@ def test_the_bundled_model_knows_a_photograph_from_an_emoji():
     from conftest import ROOT
 
     skimage = pytest.importorskip("skimage.data", reason="pip install scikit-image")
-    model = zoo.load(device="cpu")
+    model = zoo.load("emoji", "cpu")
     photograph = Image.fromarray(skimage.coffee()).resize((32, 32))
     assert "8.3 bits per dimension, held-out images 2.7 ± 1.1" in unlike_training(model, photograph)
     emoji = sorted((ROOT / "tests" / "golden" / "emoji" / "val").glob("*/*.png"))
@@ -65,4 +65,4 @@ def test_the_line_names_size_data_and_limits():
     model = tiny_model()
     assert describe(model, "mine").startswith("mine: 0.0486 M parameters, 8 x 8 pixels, 4 classes. ")
     assert describe(model, "mine").endswith("What it was trained on is not recorded.")
-    assert "photographs need the published weights or your own" in describe(zoo.load(device="cpu"), "x")
+    assert "photographs need the published weights or your own" in describe(zoo.load("emoji", "cpu"), "x")

@@ -1,5 +1,6 @@
 """Models by name."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -29,8 +30,48 @@ def test_a_folder_and_a_published_name(tmp_path, monkeypatch):
     assert loaded.about == source.PUBLISHED
 
 
-def test_what_is_no_model_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo, "BUNDLED", tmp_path / "none")
+@pytest.fixture
+def bundled(tmp_path, monkeypatch):
+    """Two bundled models, of which only "second" is there."""
+    folders = {name: tmp_path / f"{name}_model" for name in ("first", "second")}
+    tiny_model().save_pretrained(folders["second"])
+    monkeypatch.setattr(zoo, "BUNDLED", folders)
+    return folders
+
+
+def test_a_bundled_model_is_loaded_by_its_name_and_the_default_comes_first(bundled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "second").mkdir()  # a folder of data, not the model that is meant
+    assert zoo.load("second", "cpu").class_num == 4
+    assert zoo.names() == ["second"]
+    tiny_model(class_num=7).save_pretrained(bundled["first"])
+    for default in bundled:
+        monkeypatch.setattr(zoo, "DEFAULT", default)
+        assert (zoo.names()[0], len(zoo.names())) == (default, 2)
+
+
+def test_a_bundled_model_that_is_missing_is_named_with_those_that_are_there(bundled):
+    with pytest.raises(
+        UserError, match=r"^first: the folder .*first_model .* missing; bundled here: second$"
+    ):
+        zoo.load("first", "cpu")
+    with pytest.raises(UserError, match=r"^secnd: no such .*; perhaps second; bundled here: second$"):
+        zoo.load("secnd", "cpu")
+    (bundled["second"] / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"bundled here: none$"):
+        zoo.load("second", "cpu")
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_what_is_bundled_names_its_classes_and_what_it_was_trained_on(name):
+    folder = zoo.BUNDLED[name]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert len(config["class_names"]) == config["class_num"]
+    assert config["about"]["data"]
+    assert (folder / "README.md").is_file()
+
+
+def test_what_is_no_model_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none: no such folder"):
         zoo.load(tmp_path / "none")
     with pytest.raises(UserError, match="nodevice"):
@@ -65,11 +106,11 @@ def test_an_id_on_the_hub_is_asked_for_there(monkeypatch):
 
 def test_without_a_gpu_or_the_weights_it_is_the_bundled_model(tmp_path, monkeypatch):
     tiny_model().save_pretrained(tmp_path / "box")
-    monkeypatch.setattr(zoo, "BUNDLED", tmp_path / "box")
+    monkeypatch.setattr(zoo, "BUNDLED", {zoo.DEFAULT: tmp_path / "box"})
     monkeypatch.setattr(zoo, "find_device", lambda device=None: torch.device("cpu"))
     model, said = zoo.load_or_bundled("fractalmar_in64")
     assert model.class_num == 4
-    assert "bundled model, since: fractalmar_in64 wants a GPU" in said
+    assert f"bundled model {zoo.DEFAULT}, since: fractalmar_in64 wants a GPU" in said
 
     def no_network(name):
         raise UserError("no network")
