@@ -15,11 +15,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from common import make_parser
 from PIL import Image, ImageOps
 
+from util.errors import UserError
 from util.files import check_writable
 
 # Google's Noto emoji and Twitter's Twemoji of 64 px, with JSON of names and categories; Microsoft's Fluent, SVG
@@ -135,9 +137,7 @@ def write_emoji(folder: Path, packages: Path) -> None:
     mirrored, and in classes with few images there are copies that are moved by half a pixel.
     """
     emojis = json.loads((package_folder(packages, "noto") / "emoji.json").read_text())
-    readers = {
-        vendor: (vectors if vendor == "fluent" else bitmaps)(packages, vendor) for vendor in PACKAGES
-    }
+    readers = {vendor: (vectors if vendor == "fluent" else bitmaps)(packages, vendor) for vendor in PACKAGES}
     partial = folder.with_name(folder.name + ".tmp")
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(partial, ignore_errors=True)
@@ -170,7 +170,12 @@ def write_emoji(folder: Path, packages: Path) -> None:
 
 
 def prepare(folder: Path, packages: Path | None = None) -> None:
-    """Writes the emoji like `write_emoji`, downloads the packages if `packages` is None, and prints counts."""
+    """Writes the emoji like `write_emoji`, downloads the packages if `packages` is None, and prints counts.
+
+    Raises UserError where resvg_py is missing, before the download.
+    """
+    if find_spec("resvg_py") is None:
+        raise UserError('resvg_py, which renders SVG, is not installed: pip install -e ".[demo]"')
     with tempfile.TemporaryDirectory() as scratch:
         write_emoji(folder, packages or fetch(Path(scratch)))
     for split in ("train", "val"):
@@ -184,7 +189,9 @@ def prepare(folder: Path, packages: Path | None = None) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser("emoji_data.py", __doc__)
     parser.add_argument("folder", type=Path, help="folder to make, with train/CLASS and val/CLASS")
-    parser.add_argument("--packages", type=Path, help="node_modules, if npm has installed the packages already")
+    parser.add_argument(
+        "--packages", type=Path, help="node_modules, if npm has installed the packages already"
+    )
     args = parser.parse_args(argv)
     if args.folder.exists():
         parser.error(f"{args.folder} exists already; give a new folder")
