@@ -14,7 +14,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from PIL import Image, ImageOps
 from util.errors import UserError
 from util.files import check_writable
 
-# Google's Noto emoji and Twitter's Twemoji of 64 px, with JSON of names and categories; Microsoft's Fluent, SVG
+# Google's Noto emoji and Twitter's Twemoji, 64 px, with JSON of names and categories; Microsoft's Fluent, SVG
 PACKAGES = {
     "noto": "emoji-datasource-google@16.0.0",
     "twemoji": "emoji-datasource-twitter@16.0.0",
@@ -50,7 +51,7 @@ CLASSES = {
     "person": (PEOPLE, False, "1F3FC 1F3FE"),
 }
 # Subcategories and names that are split as the others are, but then left out: what few pixels cannot show.
-LEFT_OUT = set("person-gesture person-role love_letter heart_decoration".split())
+LEFT_OUT = {"person-gesture", "person-role", "love_letter", "heart_decoration"}
 COPY = re.compile(r"-mirrored$|[+-][01][+-][01]$")  # matches the end of the name of a moved or mirrored copy
 # By how much copies are moved, in pixels of the 64 x 64 images: half a pixel of ours.
 SHIFTS = [(0, 0), (1, 0), (0, 1), (-1, 0), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1)]
@@ -73,39 +74,32 @@ def family(emoji: dict) -> str:
     return re.sub(r"1F46[89]|1F9D1", "PERSON", code)
 
 
-def bitmaps(packages: Path, vendor: str) -> Callable[[str], Image.Image | None]:
-    """Returns a function from a file's name in the JSON, such as 1f600.png, to an RGBA image of 64 px, or None."""
-    package = package_folder(packages, vendor)
-    folder = package / "img" / package.name.rpartition("-")[2] / "64"
-
-    def read(name: str) -> Image.Image | None:
-        return Image.open(folder / name).convert("RGBA") if (folder / name).exists() else None
-
-    return read
+def read_png(packages: Path, vendor: str, file: str) -> Image.Image | None:
+    """Returns a drawing of 64 px as RGBA; `file` is its name in emoji.json. None: there is none."""
+    folder = package_folder(packages, vendor)
+    path = folder / "img" / folder.name.rpartition("-")[2] / "64" / file
+    return Image.open(path).convert("RGBA") if path.exists() else None
 
 
-def vectors(packages: Path, vendor: str) -> Callable[[str], Image.Image | None]:
-    """Like `bitmaps`, for an Iconify package of SVG drawings."""
-    import resvg_py
+class Drawings:
+    """The SVG drawings of an Iconify package."""
 
-    package = package_folder(packages, vendor)
-    icons = json.loads((package / "icons.json").read_text())
-    names = json.loads((package / "chars.json").read_text())
-    names = {code.replace("-fe0f", ""): name for code, name in names.items()}
+    def __init__(self, folder: Path):
+        self.icons, codes = (json.loads((folder / name).read_text()) for name in ("icons.json", "chars.json"))
+        self.names = {code.replace("-fe0f", ""): name for code, name in codes.items()}
 
-    def render(name: str) -> Image.Image | None:
-        icon = names.get(name.removesuffix(".png").replace("-fe0f", ""))
-        if icon is None:
+    def read(self, file: str) -> Image.Image | None:
+        """Returns what `read_png` returns."""
+        import resvg_py
+
+        name = self.names.get(file.removesuffix(".png").replace("-fe0f", ""))
+        if name is None:
             return None
-        icon = icons.get("aliases", {}).get(icon, {}).get("parent", icon)
-        body, side = icons["icons"][icon]["body"], icons["width"]
-        drawing = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side}" width="64" height="64">'
-            f"{body}</svg>"
-        )
-        return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=drawing)))).convert("RGBA")
-
-    return render
+        name = self.icons["aliases"].get(name, {}).get("parent", name)
+        body, side = self.icons["icons"][name]["body"], self.icons["width"]
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side}" width="64" height="64">'
+        png = resvg_py.svg_to_bytes(svg_string=f"{head}{body}</svg>")
+        return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
 
 def on_white(image: Image.Image, shift: tuple[int, int] = (0, 0)) -> Image.Image:
@@ -115,6 +109,17 @@ def on_white(image: Image.Image, shift: tuple[int, int] = (0, 0)) -> Image.Image
     moved.paste(image, shift)
     white.alpha_composite(moved)
     return white.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+
+
+def variants(
+    drawing: Image.Image, shifts: list[tuple[int, int]], mirrored: bool
+) -> Iterator[tuple[str, Image.Image]]:
+    """Yields a drawing `on_white`, moved by each of `shifts` and perhaps mirrored, and an end of its name."""
+    for x, y in shifts:
+        image, moved = on_white(drawing, (x, y)), f"{x:+d}{y:+d}" if x or y else ""
+        yield moved, image
+        if mirrored:
+            yield f"{moved}-mirrored", ImageOps.mirror(image)
 
 
 def members(emojis: list[dict], label: str) -> Iterator[tuple[str, str, str, bool]]:
@@ -137,10 +142,11 @@ def write_emoji(folder: Path, packages: Path) -> None:
     mirrored, and in classes with few images there are copies that are moved by half a pixel.
     """
     emojis = json.loads((package_folder(packages, "noto") / "emoji.json").read_text())
-    readers = {vendor: (vectors if vendor == "fluent" else bitmaps)(packages, vendor) for vendor in PACKAGES}
-    partial = folder.with_name(folder.name + ".tmp")
+    read = {vendor: partial(read_png, packages, vendor) for vendor in ("noto", "twemoji")}
+    read["fluent"] = Drawings(package_folder(packages, "fluent")).read
+    scratch = folder.with_name(folder.name + ".tmp")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
     for label, (_, mirrored, _) in CLASSES.items():
         found, seen = list(members(emojis, label)), set()
         families = sorted(
@@ -151,22 +157,19 @@ def write_emoji(folder: Path, packages: Path) -> None:
         train = sum(group not in held_out for group, *_ in found) * len(PACKAGES) * (1 + mirrored)
         shifts = SHIFTS[: max(1, round(MIN_TRAINING_IMAGES / train))]
         for split in ("val", "train"):
-            (partial / split / label).mkdir(parents=True)
+            target = scratch / split / label
+            target.mkdir(parents=True)
+            copies = (shifts, mirrored) if split == "train" else (shifts[:1], False)
             for vendor in [HELD_OUT_VENDOR] if split == "val" else PACKAGES:
                 for group, name, file, _ in found:
-                    if (group in held_out) != (split == "val") or (drawing := readers[vendor](file)) is None:
+                    if (group in held_out) != (split == "val") or (drawing := read[vendor](file)) is None:
                         continue
                     stem = name if vendor == HELD_OUT_VENDOR else f"{vendor}-{name}"
-                    for x, y in shifts if split == "train" else shifts[:1]:
-                        image = on_white(drawing, (x, y))
-                        for suffix, variant in (("", image), ("-mirrored", ImageOps.mirror(image))):
-                            if suffix and not (mirrored and split == "train"):
-                                continue
-                            if variant.tobytes() not in seen:
-                                seen.add(variant.tobytes())
-                                moved = f"{x:+d}{y:+d}" if x or y else ""
-                                variant.save(partial / split / label / f"{stem}{moved}{suffix}.png")
-    partial.rename(folder)
+                    for suffix, image in variants(drawing, *copies):
+                        if image.tobytes() not in seen:
+                            seen.add(image.tobytes())
+                            image.save(target / f"{stem}{suffix}.png")
+    scratch.rename(folder)
 
 
 def prepare(folder: Path, packages: Path | None = None) -> None:

@@ -1,6 +1,7 @@
 """The bundled model, the preparation of its data set, and the functions of demo/emoji.py."""
 
 import json
+import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,6 +23,7 @@ from models.hub import zoo
 from util import checkpoint
 from util.data.loader import ImageDataset, make_loader, open_split
 from util.dist import World
+from util.errors import UserError
 from util.pixels import RGB
 
 FOLDER = zoo.BUNDLED["emoji"]
@@ -82,65 +84,92 @@ def test_it_draws_images_of_the_class_asked_for(model):
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory):
-    """A package like npm's, with ten emoji in each class, and variants where the class has skin tones."""
-    folder = tmp_path_factory.mktemp("package")
-    images = folder / "img" / "google" / "64"
-    images.mkdir(parents=True)
-    rng, emojis = np.random.default_rng(0), []
+def packages(tmp_path_factory):
+    """Packages like npm's: ten emoji of each class, with variants where it has skin tones, and ten left out."""
+    folder = tmp_path_factory.mktemp("packages")
+    noto, twemoji, fluent = (emoji_data.package_folder(folder, vendor) for vendor in emoji_data.PACKAGES)
+    targets = noto / "img" / "google" / "64", twemoji / "img" / "twitter" / "64"
+    for target in (*targets, fluent):
+        target.mkdir(parents=True)
+    rng, emojis, icons, codes = np.random.default_rng(0), [], {}, {}
 
-    def draw(name: str) -> str:
-        rgba = np.zeros((64, 64, 4), np.uint8)
-        rgba[8:56, 8:56] = np.append(rng.integers(0, 256, (48, 48, 3)), np.full((48, 48, 1), 255), axis=2)
-        Image.fromarray(rgba).save(images / name)
-        return name
+    def draw(code: str) -> str:
+        for target in targets:
+            rgba = np.zeros((64, 64, 4), np.uint8)
+            rgba[8:56, 8:56] = np.append(rng.integers(0, 256, (48, 48, 3)), np.full((48, 48, 1), 255), axis=2)
+            Image.fromarray(rgba).save(target / f"{code}.png")
+        colour = f"rgb({','.join(map(str, rng.integers(0, 256, 3)))})"
+        icons[f"name-{code}"] = {"body": f'<path fill="{colour}" d="M4 4h9v16H4z"/>'}
+        codes[code.replace("-fe0f", "")] = f"name-{code}"
+        return f"{code}.png"
+
+    def add(label: str, subcategory: str, name: str, code: str, tones: str) -> None:
+        emojis.append(
+            {
+                "subcategory": subcategory, "short_name": name, "unified": code.upper(), "image": draw(code),
+                "skin_variations": {tone: {"image": draw(f"{code}-{tone.lower()}")} for tone in tones.split()},
+            }
+        )  # fmt: skip
 
     for number, (label, (wanted, _, tones)) in enumerate(emoji_data.CLASSES.items()):
         for i in range(10):
             name = wanted.split()[i] if label == "clock" else f"{label}{i}"
-            code = f"1F4{number:X}{i:X}-FE0F"
-            entry = {
-                "subcategory": wanted.split()[0],
-                "short_name": name,
-                "unified": code,
-                "image": draw(f"{code}.png"),
-            }
-            entry["skin_variations"] = {tone: {"image": draw(f"{code}-{tone}.png")} for tone in tones.split()}
-            emojis.append(entry)
-    lookalike = {
-        **emojis[0],
-        "short_name": "lookalike",
-        "unified": "1F499",
-    }  # another emoji with the same image
-    (folder / "emoji.json").write_text(json.dumps([*emojis, lookalike]))
+            add(label, wanted.split()[0], name, f"1f4{number:x}{i:x}-fe0f", tones)
+    for i in range(10):
+        add("person", "person-role", f"role{i}", f"1f5{i:x}", "")
+    emojis.append({**emojis[0], "short_name": "lookalike", "unified": "1F499"})  # the image of another emoji
+    (noto / "emoji.json").write_text(json.dumps(emojis))
+    icons["parent"] = icons.pop(alias := next(iter(icons)))
+    aliases = {alias: {"parent": "parent"}}
+    (fluent / "icons.json").write_text(json.dumps({"icons": icons, "aliases": aliases, "width": 32}))
+    (fluent / "chars.json").write_text(json.dumps(codes))
     return folder
 
 
-def test_families_are_whole_and_only_training_images_are_copied(package, tmp_path):
-    emoji_data.write_emoji(tmp_path / "data", package)
-    again = tmp_path / "again"
-    emoji_data.write_emoji(again, package)
-    found = {
-        str(path.relative_to(tmp_path / "data")): path.read_bytes()
-        for path in (tmp_path / "data").rglob("*.png")
-    }
-    assert found == {str(path.relative_to(again)): path.read_bytes() for path in again.rglob("*.png")}
+def test_families_are_whole_in_all_vendors_and_only_training_images_are_copied(packages, tmp_path):
+    pytest.importorskip("resvg_py")
+    data, again = tmp_path / "data", tmp_path / "again"
+    emoji_data.write_emoji(data, packages)
+    emoji_data.write_emoji(again, packages)
+    found, same = (
+        {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.png")}
+        for root in (data, again)
+    )
+    assert found == same
     assert len(set(found.values())) == len(found)
     for label, (_, mirrored, tones) in emoji_data.CLASSES.items():
-        names = {
-            split: [path.stem for path in (tmp_path / "data" / split / label).iterdir()]
-            for split in ("train", "val")
-        }
-        plain = {
-            split: {emoji_data.COPY.sub("", stem).split("-")[0] for stem in stems}
-            for split, stems in names.items()
-        }
-        assert not plain["train"] & plain["val"]
-        assert len(names["val"]) == 2 * (1 + len(tones.split()))  # every 8th of 10
-        assert not any(emoji_data.COPY.search(stem) for stem in names["val"])
-        assert any(stem.endswith("-mirrored") for stem in names["train"]) == mirrored
-        assert len(names["train"]) > 50
-    assert open_split(tmp_path / "data", "val").classes == list(emoji_data.CLASSES)
+        train, val = ([path.stem for path in (data / split / label).iterdir()] for split in ("train", "val"))
+        name = re.compile(rf"^(?:(twemoji|fluent)-)?({label}\d+)")
+        vendors, families = zip(*(name.match(stem).groups() for stem in train), strict=True)
+        assert set(vendors) == {None, "twemoji", "fluent"}
+        held_out = {name.match(stem)[2] for stem in val}
+        assert not held_out & set(families)
+        assert len(held_out | set(families)) == 10  # nothing that is left out
+        assert {
+            stem.removesuffix(f"-{tone}") for stem in val for tone in tones.split() or ["none"]
+        } >= held_out
+        assert len(val) == len(held_out) * (1 + len(tones.split()))
+        assert any(stem.endswith("-mirrored") for stem in train) == mirrored
+        assert len(train) > 50
+    assert open_split(data, "val").classes == list(emoji_data.CLASSES)
+
+
+def test_what_is_left_out_does_not_change_what_is_held_out(packages, tmp_path, monkeypatch):
+    pytest.importorskip("resvg_py")
+    emoji_data.write_emoji(tmp_path / "fewer", packages)
+    monkeypatch.setattr(emoji_data, "LEFT_OUT", set())
+    emoji_data.write_emoji(tmp_path / "all", packages)
+    fewer, every = (
+        {path.name for path in (tmp_path / name / "val" / "person").iterdir()} for name in ("fewer", "all")
+    )
+    assert fewer == {name for name in every if not name.startswith("role")} != every
+
+
+def test_without_what_renders_svg_nothing_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    monkeypatch.setattr(emoji_data, "fetch", lambda folder: pytest.fail("downloaded"))
+    with pytest.raises(UserError, match=r"resvg_py.*pip install"):
+        emoji_data.prepare(tmp_path / "data")
 
 
 @pytest.mark.parametrize(
@@ -156,15 +185,15 @@ def test_variants_of_skin_gender_and_direction_are_a_family(one, other):
     assert emoji_data.family({"unified": one}) != emoji_data.family({"unified": "1F468-200D-1F373"})
 
 
-def test_a_pixel_is_the_mean_of_four_over_white(tmp_path):
+def test_a_pixel_is_the_mean_of_four_over_white():
     rgba = np.zeros((64, 64, 4), np.uint8)
     rgba[0, 0] = (100, 0, 0, 255)  # the other three are transparent
-    Image.fromarray(rgba).save(tmp_path / "a.png")
-    values = np.asarray(emoji_data.on_white(tmp_path / "a.png"))
+    image = Image.fromarray(rgba)
+    values = np.asarray(emoji_data.on_white(image))
     assert values.shape == (32, 32, 3)
     assert np.abs(values[0, 0] - [216.25, 191.25, 191.25]).max() < 1
     assert (values.reshape(-1, 3)[1:] == 255).all()
-    assert (np.asarray(emoji_data.on_white(tmp_path / "a.png", (2, 0)))[0, 1] == values[0, 0]).all()
+    assert (np.asarray(emoji_data.on_white(image, (2, 0)))[0, 1] == values[0, 0]).all()
 
 
 def test_averaged_weights_are_saved_as_float16_and_loaded_as_float32(tmp_path):
@@ -176,7 +205,7 @@ def test_averaged_weights_are_saved_as_float16_and_loaded_as_float32(tmp_path):
     emoji.save_model(tmp_path, tmp_path / "data", tmp_path / "model")
     loaded = FractalGen.from_pretrained(tmp_path / "model")
     assert loaded.about.limits == emoji.LIMITS
-    assert loaded.about.bits_per_dim == pytest.approx(8.5, abs=0.2)  # pixels 8, guiding pixels 8 / 16
+    assert loaded.about.bits_per_dim == pytest.approx(8, abs=0.2)
     assert (tmp_path / "model" / "model.safetensors").stat().st_size < 12e6
     for name, weight in trained.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight.half().float())
