@@ -1,4 +1,4 @@
-"""Trains and evaluates a model of colour images, 32 x 32 pixels: emoji of three vendors, in six classes.
+"""Trains and evaluates a model of colour images, 32 x 32 pixels: emoji of three vendors, in five classes.
 
     python demo/emoji.py                        downloads, trains, evaluates: about two hours on one core
     python demo/emoji.py --model FOLDER         evaluates the model in FOLDER
@@ -14,6 +14,7 @@ import environment  # noqa: F401  first: without its packages a demo says how to
 # isort: split
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +36,16 @@ from util import checkpoint
 from util.files import make_writable
 from util.pixels import make_sheet
 
-PER_CLASS = 9  # samples of each class
-NAME = "fractalar_mini_in32"
+PER_CLASS = 11  # samples of each class
+NAME = "fractalar_tiny_small_in32"
 MODEL = f"--model {NAME} --class_num {len(CLASSES)} --num_workers 0"
 TRAINING = (
-    "--no_flip --amp off --optimizer muon --batch_size 16 --warmup_epochs 0.5 --lr 4e-3 --r_weight 1 "
-    "--attn_dropout 0 --proj_dropout 0 --label_drop_prob 0.1 --ema --ema_decay 0.995 --save_last_freq 1 "
-    "--save_every_steps 250 --eval_freq 2"
+    "--no_flip --amp off --optimizer muon --batch_size 16 --warmup_epochs 0.5 --lr 4e-3 --weight_decay 0.2 "
+    "--r_weight 1 --attn_dropout 0.1 --proj_dropout 0.1 --label_drop_prob 0.2 --shift 1 --ema "
+    "--ema_decay 0.998 --save_last_freq 1 --save_every_steps 250 --eval_freq 4"
 )
-TRAINED_ON = "Noto, Twemoji and Fluent emoji (2,505 images)"
+DEFAULTS = {"guidance_scale": 3.0, "guidance_schedule": "constant", "temperature": 1.15}
+TRAINED_ON = "Noto, Twemoji and Fluent emoji (2,127 images)"
 LIMITS = "Draws 32 px emoji; photographs need the published weights or your own."
 
 
@@ -60,10 +62,11 @@ def save_model(run: Path, data: Path, folder: Path) -> None:
     """
     path = checkpoint.locate(run)
     model = fractalgen.build(
-        NAME, class_num=len(CLASSES), attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.1
+        NAME, class_num=len(CLASSES), attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.2
     )
     checkpoint.load_weights(model, checkpoint.load(path)["model_ema"], path)
     model.class_names = list(CLASSES)
+    model.sampling_defaults = replace(model.sampling_defaults, **DEFAULTS)
     model.about = About.of_model(model, read_split(data / "val")[0], TRAINED_ON, LIMITS)
     model.half().save_pretrained(folder)
 
@@ -136,7 +139,7 @@ def main() -> None:
     parser = make_parser("emoji.py", __doc__)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "output" / "emoji")
     parser.add_argument("--model", type=Path, help="evaluate the model in this folder, and do not train")
-    parser.add_argument("--epochs", type=int, default=16, help="of training")
+    parser.add_argument("--epochs", type=int, default=24, help="of training")
     parser.add_argument("--retrain", action="store_true", help="train again from the start")
     args = parser.parse_args()
     with parser.one_line_errors():

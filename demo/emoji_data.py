@@ -1,4 +1,4 @@
-"""Writes emoji of three vendors as a folder of 32 x 32 images in six classes, for --data_path.
+"""Writes emoji of three vendors as a folder of 32 x 32 images in five classes, for --data_path.
 
 python demo/emoji_data.py output/emoji/data        downloads them with npm (137 MB)
 python demo/emoji_data.py output/emoji/data --packages node_modules
@@ -44,7 +44,6 @@ PEOPLE = "person person-gesture person-role"
 # Class -> subcategories or names in the JSON; whether its images may be mirrored; skin tones besides yellow.
 CLASSES = {
     "button": (BUTTONS, False, ""),
-    "clock": (" ".join(f"clock{hour}{half}" for hour in range(1, 13) for half in ("", "30")), False, ""),
     "face": (FACES, True, ""),
     "flag": ("country-flag subdivision-flag", False, ""),
     "heart": ("heart", True, ""),

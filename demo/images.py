@@ -33,7 +33,7 @@ from util.pixels import Alphabet, make_sheet
 # Of visual.gif: the classes that each model draws, two a row, and the seed.
 GROWTH = {
     "fashion_ar": (("sneaker", "bag", "dress", "ankle boot"), 0),
-    "emoji": (("face", "heart", "clock", "face"), 0),
+    "emoji": (("face", "heart", "person", "flag"), 0),
 }
 CELL, FRAMES = 224, 60  # a multiple of 28 and of 32 px, so that all images are of one size
 # Of edits.png: what is shown, and the flags of demo/edit.py.

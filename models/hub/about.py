@@ -9,7 +9,7 @@ from models.likelihood.log_likelihood import log_likelihood
 from util.pixels import in_words
 
 MAX_TEXT = 300  # characters
-QUICK_STEPS = 4  # steps of each level: on the bundled model as many bits as 48 and 16 steps, to within 1%
+QUICK_STEPS = 4  # steps of each MAR level: of emoji as many bits as 48 and 16 steps, to within 1%
 FAR = 4  # standard deviations above the mean of held-out images
 
 
@@ -17,7 +17,7 @@ FAR = 4  # standard deviations above the mean of held-out images
 class About:
     """What a model's user should know; `model.about`, which `save_pretrained` keeps in config.json.
 
-    data               what the model was trained on, such as "Google's Noto emoji (1,939 images)"
+    data               what the model was trained on, such as "Fashion-MNIST (60,000 images)"
     limits             what it draws and what it cannot do, in one sentence
     bits_per_dim       mean over held-out images of the bits per dimension of each, as `quick_bits_per_dim`
                        measures them; None where that was not measured

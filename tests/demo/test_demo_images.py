@@ -27,7 +27,7 @@ def bundled(tmp_path, monkeypatch):
     models = {"fashion_ar": grey, "fashion_mar": grey, "emoji": opinionated(tiny_model("guided"))}
     for name, model in models.items():
         model.sampling_defaults = replace(model.sampling_defaults, num_inference_steps=(4, 4))
-        model.class_names = NAMES if name != "emoji" else ("face", "heart", "clock", "hand")
+        model.class_names = NAMES if name != "emoji" else ("face", "heart", "person", "flag")
         model.save_pretrained(tmp_path / name)
     monkeypatch.setattr(zoo, "BUNDLED", {name: tmp_path / name for name in models})
     monkeypatch.setattr(images, "ROOT", tmp_path)

@@ -55,9 +55,9 @@ def test_the_bundled_model_knows_a_photograph_from_an_emoji():
     skimage = pytest.importorskip("skimage.data", reason="pip install scikit-image")
     model = zoo.load("emoji", "cpu")
     photograph = Image.fromarray(skimage.coffee()).resize((32, 32))
-    assert "8.3 bits per dimension, held-out images 2.7 ± 1.1" in unlike_training(model, photograph)
+    assert "7.5 bits per dimension, held-out images 2.1 ± 1.0" in unlike_training(model, photograph)
     emoji = sorted((ROOT / "tests" / "golden" / "emoji" / "val").glob("*/*.png"))
-    assert len(emoji) == 6
+    assert len(emoji) == 5
     assert [path for path in emoji if unlike_training(model, Image.open(path))] == []
 
 
