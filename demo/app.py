@@ -72,7 +72,7 @@ CSS = """
 
 def get_parser() -> Parser:
     parser = make_parser("app.py", __doc__)
-    add_model_flags(parser)
+    add_model_flags(parser, "fashion_ar")  # the best of the bundled ones
     parser.add_argument(
         "--host", default="127.0.0.1", help="with 0.0.0.0, other machines can open the page too"
     )

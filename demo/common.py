@@ -32,12 +32,12 @@ def add_device_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="default: the accelerator that torch finds, else cpu")
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
+def add_model_flags(parser: argparse.ArgumentParser, default: str = DEFAULT) -> None:
     """Adds --model and --device, as `models.hub.zoo.load` takes them."""
     parser.add_argument(
         "--model",
-        default=DEFAULT,
-        help=f"a bundled model ({', '.join(names())}; default: {DEFAULT}), a folder that save_pretrained or "
+        default=default,
+        help=f"a bundled model ({', '.join(names())}; default: {default}), a folder that save_pretrained or "
         "training wrote, an id on the Hugging Face hub, or the name of a published model, whose weights are "
         "then downloaded",
     )
