@@ -42,7 +42,7 @@ TRAINING = (
     "--ema_decay 0.9995 --save_last_freq 1 --save_every_steps 250 --eval_freq 100"
 )
 EPOCHS = {"ar": 2, "mar": 2}
-# by the sweeps in docs/evaluation.md
+# by sweeps, of which docs/evaluation.md and the MAR model's card have the figures
 DEFAULTS = {
     "ar": {"guidance_scale": 1.75, "guidance_schedule": "constant", "temperature": 1.05},
     "mar": {

@@ -17,6 +17,7 @@ import fashion_data
 import speedrun
 
 from models.fractalgen import FractalGen
+from models.sampling.edit import box_mask
 from util.dist import World
 from util.errors import UserError
 
@@ -138,23 +139,39 @@ def test_the_rate_of_the_speedrun_rises_stays_and_falls_to_zero():
     assert [speedrun.learning_rate(x) / speedrun.RATE for x in (0.65, 1)] == pytest.approx([0.5, 0])
 
 
-def test_the_bundled_model_is_small_and_its_card_has_its_settings_and_licence():
-    folder = DEMO / "fashion_ar_model"
+@pytest.mark.parametrize("kind", ["ar", "mar"])
+def test_a_bundled_model_is_small_and_its_card_has_its_settings_and_licence(kind):
+    folder = DEMO / f"fashion_{kind}_model"
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 8e6
     model = FractalGen.from_pretrained(folder)
     assert model.class_names == fashion_data.CLASSES
     assert model.about.data == fashion.TRAINED_ON
     options = model.sampling_defaults
-    assert {name: getattr(options, name) for name in fashion.DEFAULTS["ar"]} == fashion.DEFAULTS["ar"]
+    assert {name: getattr(options, name) for name in fashion.DEFAULTS[kind]} == fashion.DEFAULTS[kind]
     card = (folder / "README.md").read_text(encoding="utf-8")
     for text in (f"guidance {options.guidance_scale:g}", f"temperature {options.temperature:g}", "Zalando"):
         assert text in card
 
 
-def test_the_bundled_model_gives_held_out_clothes_their_known_bits_and_classes():
+def held_out() -> list[Image.Image]:
+    return [
+        Image.open(DEMO / "examples" / "fashion" / f"{name.lower()}.png") for name in fashion_data.CLASSES
+    ]
+
+
+def test_the_ar_model_gives_held_out_clothes_their_known_bits_and_classes():
     model = FractalGen.from_pretrained(DEMO / "fashion_ar_model")
-    paths = [DEMO / "examples" / "fashion" / f"{name.lower()}.png" for name in fashion_data.CLASSES]
-    images = [Image.open(path) for path in paths]
-    bits = -model.log_likelihood(images, num_orders=1, progress_bar=False).bits / model.num_dims
+    bits = -model.log_likelihood(held_out(), num_orders=1, progress_bar=False).bits / model.num_dims
     assert bits.tolist() == pytest.approx(BITS, abs=1e-3)
-    assert model.classify(images, num_orders=1, progress_bar=False).argmax(1).tolist() == list(range(10))
+    assert model.classify(held_out(), num_orders=1, progress_bar=False).argmax(1).tolist() == list(range(10))
+
+
+def test_the_mar_model_paints_a_sleeve_back_and_keeps_the_known_pixels():
+    model = FractalGen.from_pretrained(DEMO / "fashion_mar_model")
+    coat, hidden = held_out()[4], box_mask(28, (0, 6, 9, 22)).numpy()
+    (result,) = model.edit(coat, hidden, "coat", seed=0, num_inference_steps=(16, 4), progress_bar=False)
+    before, after = np.asarray(coat), np.asarray(result)
+    assert (before[~hidden] == after[~hidden]).all()
+    sleeve = hidden & (before > 100)
+    assert (after[sleeve] > 100).mean() > 0.8  # there is cloth where cloth was
+    assert (after[hidden & (before == 0)] < 50).mean() > 0.8
