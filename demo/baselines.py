@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from common import read_split
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
+
+from util.pixels import make_sheet
 
 NEAREST = 2  # training images shown beside each sample
 
@@ -53,6 +55,23 @@ def nearest(images: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarr
     squares = (flat**2).sum(1)[:, None] + (others**2).sum(1) - 2 * flat @ others.T
     order = squares.argsort(1)[:, :NEAREST]
     return order, np.sqrt(((flat - others[order[:, 0]]) ** 2).mean(1))
+
+
+def draw_nearest(
+    samples: Sequence[Image.Image], neighbours: np.ndarray, columns: int, row_labels: Sequence[str]
+) -> Image.Image:
+    """Lays out samples, framed, each followed by the training images nearest to it; `columns` of these a row.
+
+    neighbours  uint8 (samples, NEAREST, side, side[, 3])
+    """
+    groups = []
+    for sample, others in zip(samples, neighbours, strict=True):
+        group = make_sheet([sample, *map(Image.fromarray, others)], columns=1 + len(others), zoom=2)
+        side, gap = 2 * sample.width, 8
+        ImageDraw.Draw(group).rectangle((0, 0, side - 1, side - 1), outline="#e8590c", width=2)
+        groups.append(ImageOps.expand(group, (0, 0, gap, 0), "white"))
+    title = "framed: generated; beside it the nearest training images"
+    return make_sheet(groups, columns, row_labels=row_labels, title=title)
 
 
 def classify_by_regression(data: Path, samples: Sequence[Image.Image]) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from baselines import NEAREST, classify_by_regression, lossless_bits_per_dim, nearest
+from baselines import classify_by_regression, draw_nearest, lossless_bits_per_dim, nearest
 from common import (
     ROOT,
     make_parser,
@@ -118,11 +118,8 @@ def show(data: Path, samples: list[Image.Image], folder: Path) -> None:
     make_sheet(samples, columns=PER_CLASS, zoom=2, row_labels=list(CLASSES)).save(folder / "samples.png")
     (train, _), (val, _) = read_split(data / "train"), read_split(data / "val")
     numbers, distances = nearest(np.stack([np.asarray(image) for image in samples]), train)
-    images = []
-    for i, sample in enumerate(samples):
-        if i % PER_CLASS < 4:
-            images += [sample, *map(Image.fromarray, train[numbers[i]])]
-    sheet = make_sheet(images, columns=4 * (1 + NEAREST), zoom=2, row_labels=list(CLASSES))
+    shown = [i for i in range(len(samples)) if i % PER_CLASS < 3]
+    sheet = draw_nearest([samples[i] for i in shown], train[numbers[shown]], 3, list(CLASSES))
     sheet.save(folder / "nearest.png")
     print("root mean squared distance to the nearest training image, in values 0..255, median")
     print(f"  of samples {np.median(distances):.1f}, ", end="")

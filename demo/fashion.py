@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from baselines import compressed_bits, lossless_bits_per_dim, nearest
+from baselines import compressed_bits, draw_nearest, lossless_bits_per_dim, nearest
 from common import ROOT, make_parser, plot_curve, run_main
 from fashion_classifier import Classifier
 from fashion_data import CLASSES, find_data, read_digits, read_fashion
@@ -135,12 +135,8 @@ def draw_sheets(samples: list[Image.Image], numbers: np.ndarray, clothes: np.nda
     make_sheet(
         [image for row in rows for image in row], columns=PER_CLASS, zoom=2, row_labels=list(CLASSES)
     ).save(folder / "samples.png")
-    shown = []
-    for i in range(len(CLASSES)):
-        for j in range(3):
-            k = i * len(samples) // len(CLASSES) + j
-            shown += [samples[k], *map(Image.fromarray, clothes[numbers[k]])]
-    sheet = make_sheet(shown, columns=3 * (1 + len(numbers[0])), zoom=2, row_labels=list(CLASSES))
+    shown = [i * len(samples) // len(CLASSES) + j for i in range(len(CLASSES)) for j in range(3)]
+    sheet = draw_nearest([samples[k] for k in shown], clothes[numbers[shown]], 3, CLASSES)
     sheet.save(folder / "nearest.png")
 
 

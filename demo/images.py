@@ -44,7 +44,7 @@ EDITS = {
         "pullover.png --model fashion_mar --box 0 8 28 20 --label T-shirt"
     ),
 }
-RESULTS = 4
+RESULTS = 3
 # Of likelihood.png: the flags of demo/likelihood.py.
 LIKELIHOOD = "sneaker.png --model fashion_ar --label sneaker"
 # Of recursion.svg: the model, the class, the seed and the pixel that is followed.

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from charts import heat_map
+from charts import enlarge, heat_map
 from common import (
     add_model_flags,
     check_output,
@@ -93,20 +93,21 @@ def run(args: argparse.Namespace) -> None:
     print_table(log_likelihood, model)
     bits = -log_likelihood("pixel").bits[0].numpy()
     brightest = np.quantile(bits, 0.99)
-    images, legend = [image, heat_map(bits, brightest)], f"image, bits per pixel (0 to {brightest:.1f})"
+    images, captions = [image, heat_map(bits, brightest)], ["image", f"bits of a pixel, 0 to {brightest:.1f}"]
     if label is not None:
         saved = bits + log_likelihood("pixel", label).bits[0].numpy()
         print(f"to know the class saves {saved.sum():.1f} bits: class {title(label)}")
         strongest = max(np.quantile(np.abs(saved), 0.99), 1e-9)
         images.append(heat_map(saved, strongest, -strongest, "PiYG"))
-        legend += ", bits saved by the class"
+        captions.append(f"bits saved by the class, ±{strongest:.1f}")
     if args.classes and model.class_num > 1:
         posterior = model.classify(image, **settings)[0]
         print("most probable classes")
         for share, number in zip(*posterior.topk(min(args.classes, model.class_num)), strict=True):
             print(f"  {share:7.2%}  {title(int(number))}")
-    save_png(args.output, make_sheet(images, columns=len(images), zoom=max(1, 256 // side)))
-    print(f"{legend}: {args.output}")
+    shown = [enlarge(one.convert("RGB"), 256) for one in images]
+    save_png(args.output, make_sheet(shown, columns=len(images), captions=captions))
+    print(f"{', '.join(captions)}: {args.output}")
 
 
 def print_table(log_likelihood: Callable, model) -> None:

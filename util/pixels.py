@@ -7,11 +7,11 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from util.errors import ArgumentError, whole_number
@@ -20,7 +20,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VALUE_KINDS = ("ordinal", "categorical")
 MAX_CHANNELS, MAX_VALUES = 2**12, 2**16
 IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
-TEXT = 16  # pixels, the height of a line of text on a sheet
+TEXT = 22  # pixels, the height of a line of text on a sheet
 
 
 @dataclass(frozen=True)
@@ -185,22 +185,23 @@ def make_sheet(
     title       above all images
     """
     width, height = (side * zoom for side in images[0].size)
-    gap, margin = max(2, zoom), 8 + max((7 * len(label) for label in row_labels), default=-8)
+    font = ImageFont.load_default(TEXT - 6)
+    gap, margin = max(2, zoom), 8 + ceil(max(map(font.getlength, row_labels), default=-8))
     top, pitch, rows = TEXT * bool(title), height + gap + TEXT * bool(captions), -(-len(images) // columns)
     sheet = Image.new("RGB", (margin + columns * (width + gap), top + rows * pitch), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((margin + 2, 2), title, fill="black")
+    draw.text((margin + 2, 1), title, "black", font)
     for number, image in enumerate(images):
         row, column = divmod(number, columns)
         x, y = margin + column * (width + gap), top + row * pitch
         sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, y))
         if captions:
             caption = "".join(filter(str.isprintable, captions[number]))
-            while draw.textlength(caption) > width:
+            while font.getlength(caption) > width:
                 caption = caption[:-1]
-            draw.text((x + 1, y + height + 2), caption, fill="black")
+            draw.text((x + 1, y + height + 1), caption, "black", font)
     for row, label in enumerate(row_labels):
-        draw.text((4, top + row * pitch + height // 2 - 6), label, fill="black")
+        draw.text((4, top + row * pitch + height // 2), label, "black", font, anchor="lm")
     return sheet
 
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageColor
 from conftest import ROOT, opinionated, tiny_model
 from models.hub import zoo
 from models.likelihood.inside import look_inside
+from util.pixels import TEXT
 
 sys.path.insert(0, str(ROOT / "demo"))
 import images
@@ -74,7 +75,7 @@ def test_edits_keep_the_known_pixels_and_maps_show_the_shoe(bundled, monkeypatch
     left = edits.shape[1] // 3
     for tile in range(3):
         # each pixel is a square of 6; TEXT pixels of a title are above
-        y, x = 16 + 6 * row + 3, tile * left + 6 * column + 3
+        y, x = TEXT + 6 * row + 3, tile * left + 6 * column + 3
         assert (edits[y, x] == coat[row, column]).all()
     assert Image.open(bundled / "docs" / "likelihood.png").width > 3 * 252
     assert ElementTree.parse(bundled / "docs" / "recursion.svg").getroot().get("width") == "830"

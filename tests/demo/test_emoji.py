@@ -25,7 +25,7 @@ from util import checkpoint
 from util.data.loader import ImageDataset, make_loader, open_split
 from util.dist import World
 from util.errors import UserError
-from util.pixels import RGB
+from util.pixels import RGB, TEXT
 
 FOLDER = zoo.BUNDLED["emoji"]
 # Holds val/CLASS/NAME.png, one held-out emoji of each class.
@@ -217,6 +217,20 @@ def test_nearest_images_are_found():
     assert numbers[:, 0].tolist() == [7, 3]
     assert distances.max() < 1e-3
     assert baselines.nearest(train[:1] // 2 + 1, train[1:])[1] > 10
+
+
+def test_samples_are_framed_and_their_neighbours_follow():
+    grey = lambda value: Image.new("L", (8, 8), value)  # noqa: E731
+    neighbours = np.stack([np.stack([np.asarray(grey(10 * i + j)) for j in (1, 2)]) for i in (1, 2)])
+    sheet = np.asarray(baselines.draw_nearest([grey(10), grey(20)], neighbours, 1, ["a", "b"]))
+    top, pitch, gap = TEXT, 16 + 2 + 2, 2
+    left = sheet.shape[1] - gap - 8 - 3 * (16 + gap)
+    for row, value in enumerate((10, 20)):
+        y = top + row * pitch
+        assert sheet[y, left].tolist() == [0xE8, 0x59, 0x0C]
+        assert [sheet[y + 8, left + 8 + 18 * k].tolist() for k in range(3)] == [
+            [value + k] * 3 for k in range(3)
+        ]
 
 
 def test_training_images_to_compare_with_are_as_many_as_held_out_ones_and_no_copies(packages, tmp_path):
