@@ -8,7 +8,7 @@ from evaluation import images
 from models.sampling.options import SamplingOptions
 from util.dist import World
 from util.errors import UserError
-from util.pixels import Alphabet
+from util.pixels import TEXT, Alphabet
 
 OPTIONS = SamplingOptions((2, 2), 1.0, "linear", 1.0, 1e-4)
 
@@ -26,7 +26,7 @@ def test_a_sheet_shows_16_enlarged_images_of_classes_that_are_spread(monkeypatch
     assert asked == list(labels)
     assert min(sheet.size) >= 4 * 96
     drawn = [np.asarray(image) for image in plain(model, labels, range(16), OPTIONS, 0)]
-    first = np.asarray(sheet)[16 : 16 + 96, :96]
+    first = np.asarray(sheet)[TEXT : TEXT + 96, :96]
     assert np.array_equal(
         first, np.asarray(Image.fromarray(drawn[0]).resize((96, 96), Image.Resampling.NEAREST))
     )
