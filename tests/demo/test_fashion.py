@@ -105,6 +105,19 @@ def test_views_decide_between_the_classes_that_are_nearly_likeliest_alone():
     assert fashion.classify(model, image)[1].tolist() == [2]
 
 
+def test_the_report_leaves_out_what_is_measured_of_exact_models_only(capsys):
+    found = {
+        "bits_per_dim": {"this model": 3.0},
+        "samples": {"real images read right": 0.9, "read as asked": 0.95, "of each class": {"bag": 1.0}},
+        "distance to the nearest training image": {"samples": 30.0, "test images": 31.0},
+    }
+    fashion.report(found)
+    assert "by likelihood" not in capsys.readouterr().out
+    shares = {"by the image": 0.8628, "by five views": 0.8862}
+    fashion.report({**found, "classified by likelihood": shares})
+    assert "by likelihood, by five views: 88.62%" in capsys.readouterr().out
+
+
 def test_the_sheets_have_a_row_for_each_class(tmp_path):
     samples = [Image.fromarray(np.full((28, 28), i, np.uint8)) for i in range(100)]
     clothes = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((1, 28, 28), np.uint8)
