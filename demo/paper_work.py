@@ -8,8 +8,8 @@ import environment  # noqa: F401  first: without its packages a demo says how to
 
 # isort: split
 import json
-import os
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -195,14 +195,13 @@ def edit(model: str, seed: int) -> dict:
 def pace(seed: int) -> dict:
     """Seconds of the processor that a training step and an image take: the middle of ROUNDS.
 
-    A round measures each model once, so that what disturbs the machine disturbs all of them. What the
-    operating system does is left out: it gives memory and takes it back after each of these lone steps, for
-    longer than a step of mar2 computes, but not in a training.
+    A round measures each model once, so that what disturbs the machine disturbs all of them.
     """
     recipe = engine.Recipe(4e-3, 0.0, "constant", 0.0, 1, 3.0, optimizer="muon")
     scaler, device = torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu")
     torch.manual_seed(seed)
-    networks = {name: FractalGen(**model.arguments, class_num=10) for name, model in MODELS.items()}
+    settings = dict(class_num=10, attn_dropout=0.0, proj_dropout=0.0)  # as the trainings have
+    networks = {name: FractalGen(**model.arguments, **settings) for name, model in MODELS.items()}
     optimizers = {name: engine.make_optimizer(network, recipe) for name, network in networks.items()}
 
     def step(name: str) -> None:
@@ -219,9 +218,9 @@ def pace(seed: int) -> dict:
     seconds = {key: [] for key in found}
     for _ in range(1 + ROUNDS):
         for key, (call, name, count) in found.items():
-            began = os.times().user
+            began = time.process_time()
             call(name)
-            seconds[key].append((os.times().user - began) / count)
+            seconds[key].append((time.process_time() - began) / count)
     result = {key: float(np.median(rounds[1:])) for key, rounds in seconds.items()}  # the first warms up
     steps = {name: FEW if name.endswith("2") else MANY for name in MODELS}
     return {**result, **{f"minutes_{name}": steps[name] * result[f"step_{name}"] / 60 for name in MODELS}}
