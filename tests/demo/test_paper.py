@@ -15,6 +15,7 @@ import pytest
 from models.hub.presets import PRESETS
 from util.data.idx import find_idx, read_idx
 from util.files import try_lock
+from util.run.settings import TINY
 
 
 def write_idx(folder, split, count):
@@ -263,3 +264,14 @@ def test_the_table_is_written_between_its_marks_and_is_not_wide(small, monkeypat
 def test_lines_of_the_page_are_short():
     page = paper_table.ROOT / "docs" / "paper.md"
     assert max(map(len, page.read_text(encoding="utf-8").splitlines())) <= 110
+
+
+def test_the_pace_is_measured_with_the_dropout_of_the_trainings(monkeypatch):
+    built = []
+    monkeypatch.setattr(paper_work, "FractalGen", lambda **arguments: built.append(arguments))
+    monkeypatch.setattr(paper_work.engine, "make_optimizer", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        paper_work.pace(0)
+    assert len(built) == len(paper_work.MODELS)
+    for name in ("attn_dropout", "proj_dropout"):
+        assert {arguments[name] for arguments in built} == {TINY[name]}
