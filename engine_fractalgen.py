@@ -3,7 +3,7 @@
 import argparse
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -66,7 +66,7 @@ def train_one_epoch(
 ) -> dict[str, float]:
     """Trains on the rest of epoch number `epoch` (from 0), from the loader's BatchOrder.start on.
 
-    model       a FractalGen, bare or in DDP; optimizer: a fused one
+    model       a FractalGen, bare, sharded or in DDP; optimizer: a fused one
     ema         the average of the weights, updated after each step: timm's ModelEmaV3
     watch       judges the losses, over epochs; a step whose loss or gradient is not finite changes no weight
     after_step  called with the number of images of this epoch that all processes have done
@@ -134,6 +134,7 @@ def train_step(
         mean_loss = mean_loss + loss.detach().float() / recipe.accum_iter
     scaler.unscale_(optimizer)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
+    grad_norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm  # if sharded
     if scaler.is_enabled():  # it skips such a step by itself
         scaler.step(optimizer)
         scaler.update()
@@ -167,25 +168,26 @@ class Training:
     """A training run in `output_dir`, or, if that is None, one that saves nothing; `run` does it.
 
     loader       the training images
-    measure      called with (models, step, log) at the end of epochs; returns scores by name. The models are
-                 named by their kind of weights. The first one's bits_per_dim says how good the run is; a
-                 second one, the raw weights before their average has caught up, gives raw_bits_per_dim
+    measure      called with (models, step, log) at the end of epochs; returns scores by name. The models come
+                 after their kind of weights. The first one's bits_per_dim says how good the run is; a second
+                 one, the raw weights before their average has caught up, gives raw_bits_per_dim
     resume_from  the checkpoint, or the folder of one, to continue from; "" for none
     flags        only recorded, in settings.json and in checkpoints; `about` are lines for the log
     half         whether autocast is float16, whose gradients need to be scaled
+    sharded      the `Sharded` of a sharded model, or None
     """
 
     def __init__(
         self, model: FractalGen, loader: ImageLoader,
-        measure: Callable[[dict[str, nn.Module], int, RunLog], dict], recipe: Recipe, policy: SavePolicy,
+        measure: Callable[[Iterable, int, RunLog], dict], recipe: Recipe, policy: SavePolicy,
         *, output_dir: Path | None, resume_from: str, start_epoch: int, seed: int, flags: argparse.Namespace,
         about: list[str], half: bool, device: torch.device, autocast: AbstractContextManager, world: World,
+        sharded=None,
     ):  # fmt: skip
         self.model, self.loader, self.measure, self.recipe = model, loader, measure, recipe
         self.policy, self.output_dir, self.resume_from, self.flags = policy, output_dir, resume_from, flags
         self.about, self.device, self.autocast, self.world = about, device, autocast, world
-        self.save_is_due = False
-        order = loader.batch_sampler
+        self.save_is_due, order = False, loader.batch_sampler
         if len(order) < recipe.accum_iter:
             batches = f"the {len(order)} batches of an epoch"
             raise UserError(f"--accum_iter {recipe.accum_iter} is more than {batches}")
@@ -194,6 +196,7 @@ class Training:
             start_epoch=start_epoch, steps=len(order) // recipe.accum_iter,
             images=order.together * recipe.accum_iter,
             bits={"batch_size": order.batch_size, "accum_iter": recipe.accum_iter, "seed": seed},
+            sharded=sharded,
         )  # fmt: skip
 
     def run(self) -> None:
@@ -215,10 +218,11 @@ class Training:
             except Diverged as error:
                 advice = dist.on_main(world, lambda: state.go_back(folder))
                 raise UserError(f"{error}; {advice}") from error
+            self.report(state.finish(folder), final=True)
 
     def epochs(self) -> None:
         model, state, policy, epochs = self.model, self.state, self.policy, self.recipe.epochs
-        if self.world.size > 1:
+        if self.world.size > 1 and state.sharded is None:
             index = self.device.index
             model = DistributedDataParallel(model, device_ids=None if index is None else [index])
         first_epoch, self.loader.batch_sampler.start = state.place
@@ -258,7 +262,7 @@ class Training:
                 raw = {} if state.evaluations.caught_up else {"raw weights": self.model}
                 models = {"averaged weights": state.ema.module, **raw}
             with self.interrupt.immediately(), torch.compiler.set_stance("force_eager"):
-                measured = self.measure(models, step, self.log)
+                measured = self.measure(state.whole(models), step, self.log)
                 scores = {f"val/{name}": value for name, value in measured.items()}
                 self.log.record(step, scores)
         bits, raw_bits = scores["val/bits_per_dim"], scores.get("val/raw_bits_per_dim")
@@ -286,7 +290,7 @@ class Training:
         self.recipe.check(state.watch, state.steps, ended=final)
         self.save_is_due = not final and state.watch.is_bad
         if not self.save_is_due:
-            self.report(state.save(self.output_dir, policy.keep_last, self.flags), final)
+            self.report(state.save(self.output_dir, policy.keep_last, self.flags, final), final)
 
     def report(self, error: str | None, final: bool) -> None:
         """Ends training where a checkpoint could not be written, or only says so (see SavePolicy)."""

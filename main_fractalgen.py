@@ -30,6 +30,7 @@ from models.hub.from_flags import (
     build_model,
     check,
     choose_preset,
+    divide,
     goes_on,
     open_split,
     origin,
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     settle(args, source, data, world.size)
     check(args, cells)
     torch.manual_seed(args.seed)
-    with device:
+    with torch.device("cpu") if args.shard and "train" in data else device:  # which may hold only a part
         model = build_model(args)
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(args.seed + world.rank)
@@ -216,13 +217,13 @@ def train(
     if args.finetune and not goes_on(args):
         about += finetune.begin(model, source, args.class_names)
 
-    def measure_all(models: dict[str, FractalGen], step: int, log) -> dict[str, float]:
+    def measure_all(models, step: int, log) -> dict[str, float]:
         """Bits/dim of the validation images and a grid of samples; with --online_eval also numbered PNGs.
 
-        `models` are named by their kind of weights. Only the first one is scored in full.
+        `models` are pairs of a kind of weights and a model. Only the first one is scored in full.
         """
         scores = {}
-        for number, (weights, model) in enumerate(models.items()):
+        for number, (weights, model) in enumerate(models):
             measured = measure(model, val_loader, log.note)
             bits = measured["bits_per_dim"]
             if world.is_main:
@@ -231,9 +232,8 @@ def train(
                 log.image(step, "samples_raw" if number else "samples", sheet)
             scores |= {"raw_bits_per_dim": bits} if number else measured
             dist.barrier()
-        if args.online_eval:
-            evaluated, folder = next(iter(models.values())), output_dir / f"generated-{step:07d}"
-            log.note(f"images: {generate(evaluated, folder, step=step)}")
+            if args.online_eval and not number:
+                log.note(f"images: {generate(model, output_dir / f'generated-{step:07d}', step=step)}")
         return {name: x for name, x in scores.items() if isinstance(x, (int, float))}
 
     engine.Training(
@@ -242,7 +242,7 @@ def train(
         from_flags(engine.SavePolicy, args),
         output_dir=output_dir, resume_from=args.resume, start_epoch=args.start_epoch, seed=args.seed,
         flags=args, about=[*about, *computing], half=args.amp == "fp16",
-        device=device, autocast=autocast, world=world,
+        sharded=divide(args, model, device), device=device, autocast=autocast, world=world,
     ).run()  # fmt: skip
 
 

@@ -6,6 +6,7 @@ and checkpoint-last.pth, a hard link to the newest. It holds a complete one at a
 write. The newest is the one of the highest step, whatever the clocks of the machines say. A checkpoint is
 known to be healthy once the loss that was computed from it is normal; checkpoint-healthy.txt names the newest
 of these, and it is never removed. checkpoint-best.pth holds the weights alone of the best validation score.
+A sharded run keeps the tensors of a checkpoint in a folder beside it, see util/run/sharding.py.
 
 Loading cannot run code of the file: `weights_only=True` admits tensors, plain values and one class,
 `argparse.Namespace` (util/__init__.py). (torch before 2.10 has holes there: CVE-2025-32434, CVE-2026-24747.)
@@ -15,19 +16,19 @@ import errno
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from util.errors import UserError, one_line, reading
-from util.files import HashingFile, atomic_write, check_archive, sha256, sidecar, verify, write_sidecar
+from util.files import HashingFile, atomic_write, check_archive, sidecar, verify, write_sidecar
+from util.run.weights import DTYPES, check_weights, load_safetensors, save_safetensors  # noqa: F401
 
 NAME, BEST = "checkpoint-last.pth", "checkpoint-best.pth"
 SAFETENSORS_NAME = "model.safetensors"  # the name on the Hugging Face hub
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # of weights
 NUMBERED = f"checkpoint-{8 * '[0-9]'}.pth"
 HEALTHY = "checkpoint-healthy.txt"
 
@@ -56,14 +57,14 @@ def save(folder: Path, content: dict, keep_last: int = 2, healthy: Path | None =
             _write(path, content, healthy)
             break
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not _make_room(folder, healthy):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not make_room(folder, healthy):
                 raise
     files = list_numbered(folder)
     older = [file for file in files if file.name < path.name]
     kept = {path, healthy, *older[: max(1, keep_last) - 1]}
     for file in files:
         if file not in kept:
-            _remove(file)
+            remove(file)
     make_last(path)
 
 
@@ -86,7 +87,7 @@ def _write(path: Path, content: dict, healthy: Path | None) -> None:
         write_sidecar(path, file.sha256.hexdigest())
 
 
-def _make_room(folder: Path, healthy: Path | None) -> bool:
+def make_room(folder: Path, healthy: Path | None) -> bool:
     """Removes the oldest checkpoint but `healthy` or, if that is None, the newest. False: there is none."""
     files = list_numbered(folder)
     kept = healthy if healthy in files else next(iter(files), None)
@@ -95,14 +96,33 @@ def _make_room(folder: Path, healthy: Path | None) -> bool:
         return False
     if oldest == files[0]:  # checkpoint-last.pth is a link to it
         make_last(kept)
-    _remove(oldest)
+    remove(oldest)
     return not oldest.exists()
 
 
-def _remove(file: Path) -> None:
+def remove(file: Path) -> None:
+    """Removes a checkpoint: first the file, without which the others are none."""
     with suppress(OSError):
-        file.unlink()
+        file.unlink(missing_ok=True)
         sidecar(file).unlink(missing_ok=True)
+        shutil.rmtree(shards_of(file), ignore_errors=True)
+
+
+def shards_of(file: Path) -> Path:
+    """The folder of the tensors of a checkpoint in parts."""
+    return file.with_suffix(".shards")
+
+
+def size(file: Path) -> int:
+    """The bytes of a checkpoint."""
+    return sum(part.stat().st_size for part in (file, *shards_of(file).glob("*")))
+
+
+def make_way(folder: Path, step: int, size: int, healthy: Path | None) -> None:
+    """Prepares to write the checkpoint of a step, of `size` bytes, beside the others (see `save`)."""
+    remove(numbered(folder, step))
+    while shutil.disk_usage(folder).free < size and make_room(folder, healthy):
+        pass
 
 
 def make_last(path: Path) -> None:
@@ -134,11 +154,11 @@ def locate(resume: str | Path) -> Path:
     return pretrained if pretrained.exists() and not (path / NAME).exists() else path / NAME
 
 
-def load(path: Path, *, mmap: bool = False) -> dict:
+def load(path: Path, *, mmap: bool = False, like: Callable | None = None) -> dict:
     """Loads a checkpoint to the host. Raises UserError if it is missing, damaged, hostile or no checkpoint.
 
     A safetensors file gives {"model": weights}. With `mmap` the tensors of a checkpoint stay on disk until
-    used.
+    used. `like` is for a sharded model, see `sharding.fill`.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the file or the folder that holds {NAME}")
@@ -154,9 +174,16 @@ def load(path: Path, *, mmap: bool = False) -> dict:
             reason = one_line(next(lines, "not a pickle of weights").split(". Please")[0])
             raise UserError(f"refused, it is damaged or holds more than weights ({reason})") from error
     content = dict(dict.items(content)) if isinstance(content, dict) else {}
+    in_parts = "shards" in content
     for key in ("model", "model_ema"):
         if key == "model" or content.get(key) is not None:
-            content[key] = check_weights(content.get(key), path, key)
+            content[key] = check_weights(content.get(key), path, key, in_parts)
+    if in_parts or like is not None:
+        from util.run.sharding import fill  # whose imports take a second
+
+        with reading(path, "is no checkpoint"):
+            folder = shards_of(numbered(path.parent, int(content.get("step", 0))))
+        content = fill(content, folder, like)
     return content
 
 
@@ -204,40 +231,3 @@ def load_weights(model: nn.Module, weights: dict, path: Path) -> None:
                 f"{path}: weight {name} is {value.dtype}; weights are floats of 16, 32 or 64 bits"
             )
     model.load_state_dict(weights, strict=True)
-
-
-def save_safetensors(path: Path, weights: dict[str, Tensor]) -> None:
-    """Writes a safetensors file, atomically, and its SHA-256 in a file beside it."""
-    with atomic_write(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # save_file ignores the umask: only the owner could read its file
-        tensors = {name: value.contiguous() for name, value in weights.items()}
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        temporary.chmod(mode)
-        write_sidecar(path, sha256(temporary))
-
-
-def load_safetensors(path: Path) -> dict[str, Tensor]:
-    """Loads the tensors of a safetensors file to the host. Raises UserError if it is missing or damaged."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    verify(path)
-    with reading(path, "cannot be read, it is damaged or no safetensors file"):
-        weights = load_file(path)
-    return check_weights(weights, path)
-
-
-def check_weights(weights, path: Path, key: str = "model") -> dict[str, Tensor]:
-    """Checks the entry `key` of a loaded file. Returns a new dict from printable names to ordinary tensors.
-
-    Raises UserError for anything else: a pickle may hold an OrderedDict whose attributes hide its methods,
-    tensors without data (meta), sparse tensors, and names that are not text or that contain control
-    characters.
-    """
-    items = dict.items(weights) if isinstance(weights, dict) else [(None, None)]
-    for name, value in items:
-        plain = type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided
-        on_host = plain and value.device.type == "cpu" and not value.is_nested
-        if not (on_host and isinstance(name, str) and name.isprintable()):
-            raise UserError(f"{path}: not a checkpoint, it has no dict {key!r} of tensors")
-    return dict(items)

@@ -25,11 +25,11 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         if durable:
-            _to_disk(temporary)
+            to_disk(temporary)
         os.replace(temporary, path)
         if durable:
             with suppress(OSError):  # some systems cannot do this for a folder
-                _to_disk(path.parent)
+                to_disk(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -175,7 +175,7 @@ def check_archive(path: Path) -> None:
         raise UserError(f"refused, it has {name}, which torch.save never writes; save the weights again")
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

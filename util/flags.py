@@ -159,6 +159,7 @@ def get_args_parser(
         default="continue",
         help="what to do if a checkpoint cannot be written",
     )
+    switch("--shard", "divide weights, gradients and optimiser among the processes, by FSDP; default: DDP")
     number("--max_bad_steps", 20, "steps in a row that may be skipped because loss or gradient is not finite")
     published("--eval_freq", "epochs between evaluations (bits/dim, a grid of samples)")
     add("--patience", type=int, help="end after so many evaluations without a better bits/dim")

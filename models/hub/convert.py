@@ -1,9 +1,15 @@
 """Converts a checkpoint into a folder for FractalGen.from_pretrained, and compares the two.
 
 python -m models.hub.convert pretrained_models/fractalmar_in64 OUT --model fractalmar_in64
+
+Or writes a run's checkpoint, with its training state, as a single file or as a sharded run does:
+
+python -m models.hub.convert RUN OUT --single
 """
 
 import argparse
+import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -65,6 +71,27 @@ def convert(
     return sum(value.numel() for value in written.values())
 
 
+def rewrite(source: Path, folder: Path, sharded: bool) -> Path:
+    """Writes the checkpoint `source` of a run in parts, or as a single file. Returns its path."""
+    check_writable(folder / checkpoint.NAME, str(folder))
+    content = checkpoint.load(source)
+    if "step" not in content or checkpoint.list_numbered(folder):
+        raise UserError(f"{source} must be a run's checkpoint, and {folder} hold none yet")
+    path = checkpoint.numbered(folder, content["step"])
+    if sharded:
+        from util.run.sharding import Saver  # whose imports take a second
+
+        saver = Saver()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # this process writes by itself
+            saver.start(content, checkpoint.shards_of(path), partial(checkpoint.save, folder))
+            if error := saver.wait():
+                raise error
+    else:
+        checkpoint.save(folder, content)
+    return path
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(
         "models.hub.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -72,7 +99,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="the file, or the folder with checkpoint-last.pth")
     parser.add_argument("folder", type=Path, help="where model.safetensors and config.json shall be written")
     names = ", ".join(fractalgen.PRESETS)
-    parser.add_argument("--model", required=True, choices=fractalgen.PRESETS, metavar="NAME", help=names)
+    kinds = parser.add_mutually_exclusive_group(required=True)
+    kinds.add_argument("--model", choices=fractalgen.PRESETS, metavar="NAME", help=names)
+    kinds.add_argument("--single", action="store_true", help="write a checkpoint that is a single file")
+    kinds.add_argument("--sharded", action="store_true", help="write one as a sharded run does")
     parser.add_argument("--ema", action="store_true", help="the averaged weights")
     parser.add_argument(
         "--class_names", type=Path, help="a text file, a line for each class in the order of the labels"
@@ -84,6 +114,9 @@ def main(argv: list[str] | None = None) -> None:
             with reading(args.class_names, "no text file in UTF-8"):
                 class_names = args.class_names.read_text(encoding="utf-8").splitlines()
         source = checkpoint.locate(args.checkpoint)
+        if args.model is None:
+            path = rewrite(source, args.folder, args.sharded)
+            return print(path)
         number = convert(source, args.folder, args.model, ema=args.ema, class_names=class_names)
     print(
         f"{args.folder}: {number:,} weights of {args.model}, the same bits as in {source}, and so are the "

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from models import fractalgen
 from models.fractalgen import FractalGen
 from models.generator import GENERATORS
@@ -21,6 +23,7 @@ from util.dist import World
 from util.errors import UserError, naming
 from util.flags import from_flags
 from util.pixels import RGB, Alphabet, shape_name
+from util.precision import DTYPES
 from util.run.folder import candidates
 from util.run.settings import check_classes, check_ranges, fill_in
 
@@ -127,9 +130,19 @@ def build_model(args: argparse.Namespace) -> FractalGen:
     return model
 
 
+def divide(args: argparse.Namespace, model: FractalGen, device: torch.device):
+    """With --shard, divides the weights of the model among the processes: a `Sharded`, otherwise None."""
+    if args.shard:
+        from util.run.sharding import Sharded  # whose imports take a second
+
+        return Sharded(model, DTYPES.get(args.amp), device)
+
+
 def check(args: argparse.Namespace, cells: Sequence[dict]) -> None:
     """Raises UserError for flags that cannot work, as far as they are known, with the changes of any cell."""
     check_ranges(args)
+    if args.shard and args.optimizer == "muon":
+        raise UserError("--shard needs --optimizer adamw: Muon's updates need whole matrices")
     if args.class_num is not None and not isinstance(args.class_labels, str):
         check_classes(args)
     preset = fractalgen.PRESETS[args.model]

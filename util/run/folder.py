@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -70,6 +71,9 @@ def clean(folder: Path) -> None:
     for path in folder.glob(f"{checkpoint.NUMBERED}.sha256"):
         if not path.with_suffix("").exists():
             path.unlink(missing_ok=True)
+    for path in folder.glob(str(checkpoint.shards_of(Path(checkpoint.NUMBERED)))):
+        if not path.with_suffix(".pth").exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def candidates(path: Path) -> list[Path]:
@@ -88,15 +92,15 @@ def candidates(path: Path) -> list[Path]:
     return [*files, path]  # a file system without links: the copy may be older than the others
 
 
-def load_newest(path: Path, say: Callable[[str], None]) -> tuple[Path, dict]:
-    """Loads the first undamaged file of `candidates(path)`. Returns its path and its content.
+def load_newest(path: Path, say: Callable[[str], None], load=checkpoint.load) -> tuple[Path, dict]:
+    """Loads the first undamaged file of `candidates(path)` by `load`. Returns its path and its content.
 
     `say` is called with a line on each damaged file. Raises UserError if all are damaged.
     """
     first = None
     for candidate in candidates(path) or [path]:
         try:
-            return candidate, checkpoint.load(candidate)
+            return candidate, load(candidate)
         except UserError as error:
             first = first or error
             say(f"{error}; trying the one before")

@@ -1,48 +1,24 @@
 """The state of a run: saving it, and continuing from it."""
 
-import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from util import checkpoint, dist
 from util.dist import World
-from util.errors import reading
+from util.errors import one_line, reading
 from util.files import write_json
 from util.flags import provenance
 from util.run.evaluations import Evaluations
 from util.run.folder import SETTINGS, began_here, clean, find_origin, load_newest
+from util.run.random import random_state, set_random_state
 from util.run.watch import LossWatch
-
-
-def random_state(device: torch.device) -> dict:
-    """The states of all random number generators of this process, as tensors and plain values only."""
-    kind, keys, *rest = np.random.get_state()
-    state = {
-        "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-    }
-    if hasattr(module := torch.get_device_module(device), "get_rng_state"):
-        state["device"] = module.get_rng_state(device)
-    return state
-
-
-def set_random_state(state: dict, device: torch.device) -> None:
-    """Sets all random number generators of this process to a state that `random_state` returned."""
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    module = torch.get_device_module(device)
-    if "device" in state and hasattr(module, "set_rng_state"):
-        module.set_rng_state(state["device"], device)
 
 
 class RunState:
@@ -52,6 +28,7 @@ class RunState:
                   are done
     ema           the exponential moving average of the weights, where there is an `ema_decay`, or None
     half          whether autocast is float16, whose gradients need to be scaled
+    sharded       the `Sharded` of a sharded model, which writes checkpoints while training goes on, or None
     steps         in an epoch; images: in a step of all processes together
     bits          what, besides weights and random numbers, the bits of the run depend on, by name
     saved_step    the step of the last checkpoint; resumed_step: that at which the run was resumed, or None
@@ -61,18 +38,23 @@ class RunState:
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, *, half: bool,
-        ema_decay: float | None, start_epoch: int, steps: int, images: int, bits: dict,
+        ema_decay: float | None, start_epoch: int, steps: int, images: int, bits: dict, sharded=None,
     ):  # fmt: skip
-        self.model, self.optimizer, self.world, self.ema = model, optimizer, world, None
+        self.model, self.optimizer, self.world = model, optimizer, world
+        self.ema, self.sharded = None, sharded
+        if sharded is not None:
+            optimizer.register_step_pre_hook(sharded.wait_for_copy)
         if ema_decay is not None:
             from timm.utils import ModelEmaV3
 
             # In step n the decay is min(ema_decay, (n - 1) / (n + 8)): the random weights at the start are
             # forgotten at once, and until ema_decay is reached the mean age of the weights is n / 10 steps.
-            self.ema = ModelEmaV3(model, ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
+            copied = model if sharded is None else sharded.plain
+            self.ema = ModelEmaV3(copied, ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
         self.device, self.steps, self.images = next(model.parameters()).device, steps, images
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
-        self.bits = {"processes": world.size, "threads": torch.get_num_threads(), **bits}
+        here = {"threads": torch.get_num_threads(), "shard": sharded is not None}
+        self.bits = {"processes": world.size, **here, **bits}
         self.step, self.place = start_epoch * steps, (start_epoch, 0)
         self.saved_step = self.resumed_step = self.healthy = None
         self.watch, self.evaluations = LossWatch(), Evaluations()
@@ -93,6 +75,10 @@ class RunState:
             if not (dist.restarts() and began_here(folder)):
                 write_json(folder / SETTINGS, {**provenance(flags), "job": dist.job()})
 
+    def whole(self, models: dict[str, nn.Module]) -> Iterable[tuple[str, nn.Module]]:
+        """The names and models, for an evaluation; each sharded one has all weights in its turn."""
+        return models.items() if self.sharded is None else self.sharded.whole(models)
+
     def _tidy_up(self, folder: Path, say: Callable[[str], None]) -> None:
         """Tidies up the folder of the run. Says a line if it has no room for two checkpoints."""
         clean(folder)
@@ -100,14 +86,17 @@ class RunState:
         if self.saved_step is not None and own.exists():  # the run may have gone back to an older one
             with suppress(OSError):  # a full disk without links
                 checkpoint.make_last(own)
-        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        size = weights * (3 if self.ema is None else 4)  # with the optimiser's two moments
-        free = shutil.disk_usage(folder).free
-        if free + sum(file.stat().st_size for file in checkpoint.list_numbered(folder)) < 2 * size:
+        size, free = self._size(), shutil.disk_usage(folder).free
+        if free + sum(map(checkpoint.size, checkpoint.list_numbered(folder))) < 2 * size:
             say(
                 f"{folder}: {free / 2**30:.3g} GiB are free, too little for two checkpoints of "
                 f"{size / 2**30:.3g} GiB: one stays while the next is written, and that will fail"
             )
+
+    def _size(self) -> int:
+        """The bytes of a checkpoint, about."""
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return weights * (3 if self.ema is None else 4)  # with the optimiser's two moments
 
     def confirm(self, folder: Path) -> None:
         """Notes that the last checkpoint is healthy, if the first loss computed from it is good."""
@@ -115,16 +104,34 @@ class RunState:
             path = checkpoint.numbered(folder, self.saved_step)
             self.healthy = path if path.exists() else self.healthy
 
-    def save(self, folder: Path | None, keep_last: int, flags) -> str | None:
-        """Writes a checkpoint of now, unless there is one. Returns, on every process, what went wrong, or
-        None.
-        """
-        if folder is None or self.step == self.saved_step:
+    def finish(self, folder: Path | None) -> str | None:
+        """Waits until the last checkpoint of a sharded model is written. Returns as `save` does."""
+        if self.sharded is None or (failed := self.sharded.wait()) is None:
             return None
+        step, self.saved_step = self.saved_step, None
+        if self.world.is_main and not (path := checkpoint.numbered(folder, step)).exists():
+            checkpoint.remove(path)  # what there is of its folder
+        return self._failure(folder, step, failed)
+
+    def _failure(self, folder: Path, step: int, failed: BaseException) -> str:
+        others = checkpoint.list_numbered(folder)
+        left = f"{others[0].name} is whole" if others else "there is no other"
+        reason = getattr(failed, "strerror", None) or one_line(failed)
+        return f"{folder}: the checkpoint of step {step} could not be written ({reason}); {left}"
+
+    def save(self, folder: Path | None, keep_last: int, flags, final: bool = True) -> str | None:
+        """Writes a checkpoint of now, unless there is one; that of a sharded model while training goes on,
+        if it is not `final`. Returns, on every process, what went wrong, or None.
+        """
+        error = self.finish(folder)
+        if folder is None or self.step == self.saved_step:
+            return error
         self.confirm(folder)
-        (epoch, done), error = self.place, None
+        epoch, done = self.place
+        if self.sharded is not None and self.world.is_main:
+            checkpoint.make_way(folder, self.step, self._size(), self.healthy)
         states = dist.gather(random_state(self.device))
-        if self.world.is_main:
+        if self.world.is_main or self.sharded is not None:
             finished = -(-done // self.images) >= self.steps
             content = {
                 "model": self.model.state_dict(),
@@ -141,15 +148,16 @@ class RunState:
             }
             if self.ema is not None:
                 content["model_ema"] = self.ema.module.state_dict()
+            commit = partial(checkpoint.save, folder, keep_last=keep_last, healthy=self.healthy)
+            if self.sharded is not None:
+                path = checkpoint.numbered(folder, self.step)
+                self.sharded.start(content, checkpoint.shards_of(path), commit)
+                self.saved_step, self.watch.followed = self.step, None
+                return self.finish(folder) if final else error
             try:
-                checkpoint.save(folder, content, keep_last, self.healthy)
+                commit(content)
             except OSError as failed:
-                reason = failed.strerror or failed
-                others = checkpoint.list_numbered(folder)
-                left = f"{others[0].name} is whole" if others else "there is no other"
-                error = (
-                    f"{folder}: the checkpoint of step {self.step} could not be written ({reason}); {left}"
-                )
+                error = self._failure(folder, self.step, failed)
         error = dist.gather(error)[0]
         if error is None:
             self.saved_step, self.watch.followed = self.step, None
@@ -160,9 +168,9 @@ class RunState:
 
         Returns, on every process, what went wrong, or None.
         """
-        error = None
+        error, source = None, self.model if self.ema is None else self.ema.module
+        weights = source.state_dict() if self.sharded is None else self.sharded.full_weights(source, True)
         if self.world.is_main and folder is not None:
-            weights = (self.model if self.ema is None else self.ema.module).state_dict()
             content = {
                 "model": weights,
                 "args": flags,
@@ -181,6 +189,7 @@ class RunState:
         """Lets the run continue from its newest healthy checkpoint. Returns the advice to do so."""
         if folder is None:
             return "start anew with a lower --lr or --blr, or --amp off"
+        self.finish(folder)
         self.confirm(folder)
         if self.healthy is None:
             return f"no checkpoint in {folder} is known to be healthy: start anew with a lower --lr or --blr"
@@ -193,9 +202,11 @@ class RunState:
 
     def load(self, path: Path, folder: Path | None, say: Callable[[str], None]) -> None:
         """Continues from the newest complete checkpoint at `path`, for a run in `folder`."""
-        chosen = []
-        path = dist.on_main(self.world, lambda: chosen.append(load_newest(path, say)) or chosen[0][0])
-        path, content = chosen[0] if chosen else (path, checkpoint.load(path))
+        chosen, load = [], checkpoint.load
+        if self.sharded is not None:
+            load = partial(checkpoint.load, mmap=True, like=self.sharded.like(self.model, self.optimizer))
+        path = dist.on_main(self.world, lambda: chosen.append(load_newest(path, say, load)) or chosen[0][0])
+        path, content = chosen[0] if chosen else (path, load(path))
         checkpoint.load_weights(self.model, content["model"], path)
         if self.ema is not None:
             checkpoint.load_weights(self.ema.module, content.get("model_ema") or content["model"], path)
@@ -233,7 +244,7 @@ class RunState:
         self.place = int(epoch), int(images)
         self.step = int(content.get("step", self.place[0] * self.steps))
         states = content.get("random", [])
-        before = {**self.bits, "processes": len(states), **content.get("run", {})}
+        before = {**self.bits, "shard": False, "processes": len(states), **content.get("run", {})}
         if len(states) == self.world.size:
             set_random_state(states[self.world.rank], self.device)
         return [f"{name} {before[name]}, now {now}" for name, now in self.bits.items() if before[name] != now]
