@@ -20,7 +20,7 @@ forkserver = multiprocessing.get_context("forkserver")
 # The preloaded modules include those that training imports when it begins. Nothing is computed before the
 # fork, so there are no threads yet that a fork would lose.
 forkserver.set_forkserver_preload(
-    ["main_fractalgen", "torch._dynamo", "torch.utils.tensorboard", "timm.utils"]
+    ["main_fractalgen", "util.run.sharding", "torch._dynamo", "torch.utils.tensorboard", "timm.utils"]
 )
 
 

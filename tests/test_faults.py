@@ -88,22 +88,25 @@ def uninterrupted(data, tmp_path_factory):
     return outs
 
 
-def kill_at_random_moments(data, out, kills: int, seed: int) -> int:
+def kill_at_random_moments(data, out, kills: int, seed: int, *more: str, processes: int = 1) -> int:
     """Trains to the end and is killed `kills` times. Returns how many kills interrupted a write."""
     rng, in_a_write = random.Random(seed), 0
     for number in range(kills):
-        process = start(data, out)
+        process = start(data, out, *more, processes=processes)
         goal = STEPS * (number + 1) // (kills + 2)
         wait_for_step(out, max(goal, steps_saved(out) + 1), process)
         time.sleep(rng.random() * 0.2)
-        os.kill(process.pids[0], signal.SIGKILL)
+        for pid in process.pids:
+            os.kill(pid, signal.SIGKILL)
         process.communicate()
-        in_a_write += any(out.glob("*.tmp"))
+        in_a_write += any(out.glob("*.tmp")) or not all(
+            folder.with_suffix(".pth").exists() for folder in out.glob("*.shards")
+        )
         if (out / checkpoint.NAME).exists():
             checkpoint.load(out / checkpoint.NAME)
         for path in out.glob("checkpoint-0*.pth"):
             checkpoint.load(path)
-    finish(start(data, out))
+    finish(start(data, out, *more, processes=processes))
     assert not any(out.glob("*.tmp"))
     return in_a_write
 
@@ -118,6 +121,18 @@ def test_killed_24_times_a_run_ends_like_an_uninterrupted_one(data, uninterrupte
     in_a_write = kill_at_random_moments(data, tmp_path, kills=24, seed=1)
     print(f"24 kills, {in_a_write} of them during a write, 24 resumes, bit-identical end")
     assert_same_end(tmp_path, uninterrupted[1])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_sharded(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("sharded")
+    finish(start(data, out, "--save_every_steps=999", "--shard", processes=2))
+    return out
+
+
+def test_killed_twice_a_sharded_run_ends_like_an_uninterrupted_one(data, uninterrupted_sharded, tmp_path):
+    kill_at_random_moments(data, tmp_path, 2, 0, "--shard", processes=2)
+    assert_same_end(tmp_path, uninterrupted_sharded)
 
 
 @pytest.mark.parametrize(("processes", "name"), [(1, "SIGUSR1"), (2, "SIGTERM")])
