@@ -371,7 +371,7 @@ def check_stall(rank: int, size: int, folder) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     large = dict(embed_dim_list=[512, 256, 64], num_blocks_list=[10, 4, 2], num_heads_list=[8, 4, 2])
-    trained, seconds = Trained("guided", World(rank, size, rank), "sharded", **large), {}
+    trained, seconds = Trained("guided", World(rank, size, rank), "sharded", accum_iter=8, **large), {}
 
     def timed(name: str, call) -> None:
         began = time.perf_counter()
