@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
@@ -111,7 +110,7 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
 def open_split(args: argparse.Namespace, split: str, world: World) -> ImageDataset:
     """The data of "train" or "val", in the shape and the alphabet of the model."""
     return open_dataset(
-        Path(args.data_path), split, as_shapes(args.img_size_list)[0], from_flags(Alphabet, args),
+        args.data_path, split, as_shapes(args.img_size_list)[0], from_flags(Alphabet, args),
         class_num=args.class_num, seed=args.seed, flip=args.flip, shift=args.shift, strict=args.strict_data,
         world=world, num_workers=args.num_workers or 0,
     )  # fmt: skip

@@ -21,6 +21,7 @@ from util.data.folders import open_folders
 from util.data.huggingface import HuggingFace, is_huggingface
 from util.data.idx import Idx, idx_folder
 from util.data.packed import Packed, is_pack
+from util.data.shards import location
 from util.data.source import Source
 from util.dist import World
 from util.errors import UserError
@@ -33,8 +34,14 @@ MAX_BAD_IN_A_ROW = (
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def open_split(root: Path, split: str) -> Source:
-    """Lists "train" or "val" of the data set in `root`, of any known kind. Raises UserError for others."""
+def open_split(root: Path | str, split: str) -> Source:
+    """Lists "train" or "val" of the data set in `root`, of any known kind. Raises UserError for others.
+
+    A text with "://" is an address of fsspec, which must have a pack in shards.
+    """
+    root = location(root)
+    if isinstance(root, str):
+        return Packed(f"{root}/{split}")
     if is_pack(root / split):
         return Packed(root / split)
     if folder := idx_folder(root):
@@ -78,25 +85,31 @@ class ImageDataset(Dataset):
         return values, int(self.source.labels[index]), index
 
     def __getitems__(self, items: list[tuple[int, int]]) -> tuple[list, dict[int, str]]:
-        """Returns the items of a batch, and the errors of bad images by number. torch's loader calls this."""
+        """Returns the items of a batch, and the errors of bad images by number. torch's loader calls this.
+
+        Images that are lost with their shard count as one, with the number of the first.
+        """
         batch, bad = [], {}
         for epoch, index in items:
             tries = min(MAX_BAD_IN_A_ROW, len(self)) if self.training else 1
-            for number in (i % len(self) for i in range(index, index + tries)):
+            number, first = index, None
+            for _ in range(tries):
                 try:
                     batch.append(self[epoch, number])
                     break
                 except UserError as error:
-                    bad[number] = str(error)
+                    lost = getattr(error, "images", range(number, number + 1))
+                    bad[lost.start], first = str(error), first or error
+                    number = (number + len(lost)) % len(self)
             else:
                 if self.training:
-                    raise UserError(f"{bad[index]} (and the {tries - 1} images after it are bad too)")
+                    raise UserError(f"{first} (and the {tries - 1} images after it are bad too)")
         return batch, bad
 
 
 def open_dataset(
-    root: Path, split: str, shape: tuple[int, ...], alphabet: Alphabet, *, class_num: int | None, seed: int,
-    flip: bool, shift: int, strict: bool, world: World, num_workers: int,
+    root: Path | str, split: str, shape: tuple[int, ...], alphabet: Alphabet, *, class_num: int | None,
+    seed: int, flip: bool, shift: int, strict: bool, world: World, num_workers: int,
 ) -> ImageDataset:  # fmt: skip
     """Opens the "train" or "val" images in `root` for a model of this shape and alphabet with `class_num`
     classes.
@@ -147,7 +160,7 @@ class BatchOrder:
         epoch, order, end = self.epoch, np.arange(self.length), self.length
         offset = self.world.rank * self.batch_size
         if self.shuffled:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+            np.random.default_rng((self.seed, epoch)).shuffle(order)
             end = self.length - self.together + 1 + offset
         starts = range(self.start + offset, end, self.together)
         return ([(epoch, int(index)) for index in order[i : i + self.batch_size]] for i in starts)

@@ -24,11 +24,13 @@ class Source:
     classes          names of the classes
     shape, alphabet  of values that are stored as a model sees them; None: images, which are converted
     can_mirror       whether a mirrored image is one of the same kind
+    first_look       so many of the first images can be looked at without fetching more; None: all
     """
 
     shape: tuple[int, ...] | None = None
     alphabet: Alphabet | None = None
     can_mirror = True
+    first_look: int | None = None
 
     def __init__(self, kind: str, labels: Sequence[int], classes: Sequence[str]):
         self.kind, self.labels, self.classes = kind, np.asarray(labels, dtype=np.int64), list(classes)
@@ -59,7 +61,8 @@ class Source:
         """The values of image `index`: (C, *shape) of the alphabet's dtype.
 
         An image is scaled to cover `shape` and cropped at its centre. `shape` and `alphabet` are those of a
-        `check`. Raises UserError, which names the image, if it cannot be read.
+        `check`. Raises UserError, which names the image, if it cannot be read. The error has a range `images`
+        if these cannot be read either.
         """
         image = center_crop_arr(self.image(index, IMAGE_MODES[alphabet.channels]), shape)
         samples = np.array(image).reshape(*shape, alphabet.channels)

@@ -92,13 +92,14 @@ def find_faults(args: argparse.Namespace, data: ImageDataset, steps: int) -> lis
             f"--ema_decay {args.ema_decay:g} averages over {average:,.0f} steps, but the run has {total:,}: "
             "the average is one over the last tenth of them, by its warm-up"
         )
-    if args.class_num > 1 and len(set(data.source.labels.tolist())) == 1:
+    if args.class_num > 1 and np.ptp(data.source.labels) == 0:
         faults.append(f"all training images are of one of {args.class_num} classes: guidance cannot work")
     return faults + _bad_images(data)
 
 
 def _bad_images(data: ImageDataset) -> list[str]:
-    numbers, plain, small = np.linspace(0, len(data) - 1, min(len(data), LOOKED_AT)).astype(int), [], []
+    count = data.source.first_look or len(data)
+    numbers, plain, small = np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(int), [], []
     for number in numbers.tolist():
         try:
             image = data.source.cells(number, data.shape, data.alphabet)
