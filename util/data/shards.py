@@ -79,9 +79,9 @@ class PackFiles:
 
     def open_fetched(self, name: str, size: int) -> int:
         folder, limit = self.cache
-        path = folder / self.hashes[name]
         with suppress(FileNotFoundError):
-            return os.open(path, os.O_RDONLY)
+            return os.open(f"{folder}/{self.hashes[name]}", os.O_RDONLY)
+        path = folder / self.hashes[name]
         with FileLock(path.with_suffix(".lock")):
             with suppress(FileNotFoundError):  # another process has fetched it in the meantime
                 return os.open(path, os.O_RDONLY)
@@ -99,7 +99,7 @@ class PackFiles:
     def attempt(self, name: str, action: Callable):
         """The result of action(file system, path). Raises UserError when it has failed after all PAUSES.
 
-        From then on each file gets one attempt, until one succeeds: a lost network is reported soon.
+        From then on each file gets two attempts, until one succeeds: a lost network is reported soon.
         """
         for pause in (*self.pauses, None):
             try:
@@ -114,7 +114,7 @@ class PackFiles:
             except Exception as error:  # each file system has errors of its own
                 reason = error
                 if pause is None:
-                    self.pauses = ()
+                    self.pauses = PAUSES[:1]
                 else:
                     time.sleep(pause)
         # A library may name a signed address, also in the error that would be the cause.
@@ -151,38 +151,40 @@ class Shards:
         self, files: PackFiles, name: Callable[[int], str], count: int, length: int, row: np.ndarray
     ):  # fmt: skip
         self.files, self.name, self.count, self.length, self.row = files, name, count, length, row
-        self.opened: dict[int, int] = {}  # descriptors of shards in a folder
-        self.lost: dict[int, tuple[float, UserError]] = {}  # when they were lost, and why
+        self.opened: dict[
+            int, tuple[int, int]
+        ] = {}  # descriptor of a shard in a folder, and where rows begin
+        self.lost: dict[int, tuple[float, UserError]] = {}  # when a shard was lost, and why
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Raises UserError with the range of `images` that are lost if their shard cannot be read."""
         shard, number = divmod(index, self.length)
-        images = range(index - number, min(index - number + self.length, self.count))
         if shard in self.lost and time.monotonic() - self.lost[shard][0] < LOST:
             raise self.lost[shard][1]
+        first, values = index - number, np.empty(self.row.shape, self.row.dtype)
         try:
-            with reading(self.name(shard), "cannot be read"):
-                return self.read(shard, number, len(images) * self.row.nbytes)
-        except UserError as error:
-            lost = UserError(f"{self.files.place}/{error}; with it images {images[0]} to {images[-1]}")
-            lost.images = images
-            self.lost[shard] = time.monotonic(), lost
-            raise lost from None
-
-    def read(self, shard: int, number: int, size: int) -> np.ndarray:
-        """Row `number` of a shard with `size` bytes of rows."""
-        values, file = np.empty_like(self.row), self.opened.get(shard)
-        if file is None:
-            file = self.files.open(self.name(shard), size)
-            if not self.files.is_remote:
-                if len(self.opened) == MAX_OPEN:
-                    os.close(self.opened.pop(next(iter(self.opened))))
-                self.opened[shard] = file
-        try:
-            start = os.fstat(file).st_size - size  # the header of the npy file comes first
-            if start < 0 or os.preadv(file, [values], start + number * values.nbytes) < values.nbytes:
-                raise OSError("too short")
-        finally:
+            file, start = self.opened.get(shard) or self.open(shard)
+            count = os.preadv(file, [values], start + number * values.nbytes)
             if self.files.is_remote:  # an open file would keep its space on the disk when it has made room
                 os.close(file)
-        return values
+            if count < values.nbytes:
+                raise OSError("too short")
+            return values
+        except (UserError, OSError) as error:
+            images = range(first, min(first + self.length, self.count))
+            if isinstance(error, OSError):
+                error = f"cannot be read ({one_line(error.strerror or error)})"
+            what = f"{self.files.place}/{self.name(shard)}: {error}"
+            lost = UserError(f"{what}; with it images {images[0]} to {images[-1]}")
+            lost.images, self.lost[shard] = images, (time.monotonic(), lost)
+            raise lost from None
+
+    def open(self, shard: int) -> tuple[int, int]:
+        size = min(self.length, self.count - shard * self.length) * self.row.nbytes
+        file = self.files.open(self.name(shard), size)
+        found = file, os.fstat(file).st_size - size  # the header of the npy file comes before the rows
+        if not self.files.is_remote:
+            if len(self.opened) == MAX_OPEN:
+                os.close(self.opened.pop(next(iter(self.opened)))[0])
+            self.opened[shard] = found
+        return found
