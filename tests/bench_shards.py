@@ -1,7 +1,7 @@
 """Measures packs in shards beside a pack in one file, of synthetic images of 16 px.
 
-    python tests/bench_shards.py --folder FOLDER --images 20000000          twice 768 bytes an image lie there
-    python tests/bench_shards.py --folder FOLDER --images 400000 --shard_gb 0.02 --cache 1 0.75 0.5
+    python tests/bench_shards.py --folder NEW --images 20000000 --read 12800    writes 768 bytes an image twice
+    python tests/bench_shards.py --folder NEW --images 400000 --shard_gb 0.005 --read 1280 --cache 1 0.75 0.5
 
 Each line is a process of its own that opens the pack, as training does, and loads shuffled batches of 256. Rates
 are images in a second of processor time, of this process and its workers, so that other work on the machine
@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 
+from util.data import shards
 from util.data.loader import BatchOrder, ImageDataset, make_loader, open_split
 from util.data.packed import HASHES, IMAGES, LABELS, MANIFEST, part, parts
 from util.data.source import cells_of
@@ -87,6 +88,8 @@ def processor_s(pids: list[str]) -> float:
 
 
 def measure(address: str, workers: int, images: int, cold: bool) -> dict[str, float]:
+    fetched, make_room = [], shards.make_room
+    shards.make_room = lambda *words, **more: (fetched.append(1), make_room(*words, **more))
     empty, began, used = memory_mb(), time.perf_counter(), time.process_time()
     dataset = ImageDataset(open_split(address, "train"), (16, 16), RGB, seed=0, flip=True, training=True)
     result = {"open_s": time.perf_counter() - began, "open_cpu_s": time.process_time() - used}
@@ -107,7 +110,7 @@ def measure(address: str, workers: int, images: int, cold: bool) -> dict[str, fl
         result[f"{state}_images_per_cpu_s"] = count / (processor_s(pids) - used)
         result[f"{state}_wall_s"] = time.perf_counter() - began
         result["worker_mb"] = memory_mb(pids[0]) if pids else 0.0
-    return result
+    return result | {"files_fetched": len(fetched)}
 
 
 def in_process(*words: object, cache: Path, cache_gb: float = 1000) -> dict:
