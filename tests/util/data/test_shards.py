@@ -110,11 +110,12 @@ def test_packing_that_was_killed_goes_on_and_ends_with_the_same_bytes(files, tmp
                 raise KeyboardInterrupt
             write(path, row, rows)
 
-        with monkeypatch.context() as patch, pytest.raises(SystemExit):
-            patch.setattr(tool, "write_rows", killed)
+        monkeypatch.setattr(tool, "write_rows", killed)
+        with pytest.raises(SystemExit):
             packed(files, tmp_path / "killed")
         with pytest.raises(UserError, match="packing was interrupted"):
             open_split(tmp_path / "killed", "train")
+    monkeypatch.setattr(tool, "write_rows", write)
     packed(files, tmp_path / "killed")
     for split in ("train", "val"):
         contents = [
@@ -193,7 +194,6 @@ def test_without_any_shard_a_run_ends_in_one_line(pack):
 
 
 def test_training_from_shards_at_an_address_equals_training_from_the_files(files, memory, tmp_path):
-    """Also where a shard is lost in the middle of an epoch, and when the run is resumed."""
     ends = []
     for data in (files, memory):
         out = tmp_path / f"out{len(ends)}"
