@@ -71,9 +71,9 @@ def patches_in_training(generator: Generator) -> int:
 def masked_forward(
     model: FractalGen, patches: Sequence[int], batch_size: int = 1
 ) -> Callable[[], torch.Tensor]:
-    """The forward pass on meta tensors where each image of a level passes down so many `patches`."""
+    """The forward pass where each image of a level passes down so many `patches`; tensors have no values."""
     shape, masks = (batch_size, model.alphabet.channels, *model.image_shape), []
-    with torch.device("meta"):
+    with next(model.parameters()).device:
         images = accumulate(patches, mul, initial=batch_size)  # of each level
         for generator, (above, below) in zip(model.generators, pairwise(images), strict=True):
             masked = torch.ones(above, generator.spec.num_patches, dtype=torch.bool)

@@ -1,0 +1,235 @@
+"""Predicts what training costs on machines that are not there, from counted operations, bytes and messages.
+
+A step is traced on fake tensors, which compute nothing. `predict` turns the trace into seconds, memory and
+price; docs/scaling.md says how, holds it against measurements, and names what is assumed. Rates are those of
+the vendors' data sheets, times the shares below.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from evaluation.cost import masked_forward, patches_in_training
+from evaluation.report import LiveBytes
+from models.fractalgen import FractalGen
+from models.likelihood.inside import softmax_heads
+
+UTILISATION = {"flops": 0.6, "bandwidth": 0.75, "network": 0.8}  # of the data sheets' rates
+BUCKET = 25 * 2**20  # bytes of gradients that DDP sends together
+TRACED = (2, 4)  # images of the steps that are traced
+UPDATE, AVERAGE = 28, 12  # bytes that AdamW, and averaging, read and write for a weight
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Processors of one kind, a process each, and what joins them.
+
+    flops      operations a second of matrix products, in float32 and in bfloat16
+    bandwidth  bytes a second of its memory
+    launch     seconds that the shortest operation takes
+    gib        of memory; price: dollars an hour
+    per_host   processors of a host; link: bytes a second to others of the host, one way
+    network    bytes a second of a processor to other hosts, one way; latency: seconds of a message
+    overlaps   whether a sharded step computes while messages are on their way
+    """
+
+    flops: tuple[float, float]
+    bandwidth: float
+    launch: float
+    gib: float
+    price: float
+    per_host: int
+    link: float
+    network: float
+    latency: float
+    overlaps: bool = True
+
+    def message(self, size: float, processes: int) -> float:
+        """Seconds to gather, or to sum and scatter, `size` bytes of which each process keeps a part."""
+        if processes == 1:
+            return 0.0
+        # a ring through all processes leaves a host by all of its connections at once
+        speed = self.link if processes <= self.per_host else min(self.link, self.per_host * self.network)
+        hops = min(processes - 1, 2 * math.ceil(math.log2(processes)))
+        return (processes - 1) / processes * size / speed + hops * self.latency
+
+
+def data_sheet(
+    tflops: tuple[float, float], terabytes: float, gib: float, price: float, link: float
+) -> Machine:
+    """A GPU of eight a host, by its data sheet: float32 and dense bfloat16, TB/s, GiB, $/h, GB/s one way."""
+    share = UTILISATION
+    flops = tuple(share["flops"] * rate * 1e12 for rate in tflops)
+    return Machine(
+        flops, share["bandwidth"] * terabytes * 1e12, 5e-6, gib, price, 8,
+        share["network"] * link * 1e9, share["network"] * 50e9, 10e-6,
+    )  # fmt: skip
+
+
+GPUS = {
+    "a100": data_sheet((19.5, 312), 2.0, 80, 1.5, 300),
+    "h100": data_sheet((67, 989), 3.35, 80, 2.5, 450),
+    "h200": data_sheet((67, 989), 4.8, 141, 3.0, 450),
+    "b200": data_sheet((80, 2250), 8.0, 180, 5.0, 900),
+}
+
+
+class _Operations(TorchDispatchMode):
+    """Lists what runs: the part of the model that has begun, matrix-product operations, and bytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.part, self.found = 0, []
+
+    def begin(self, part: int, *_) -> None:
+        self.part = part
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        packet = function._overloadpacket
+        if (
+            function.namespace == "aten"
+            and not function.is_view
+            and packet is not torch.ops.aten._unsafe_view
+        ):
+            count = flop_registry.get(packet, lambda *_, **__: 0)(*args, **(kwargs or {}), out_val=result)
+            tensors = (x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor))
+            self.found.append((self.part, count, sum(x.numel() * x.element_size() for x in tensors)))
+        return result
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a training step of TRACED images does, with an average number of masked patches.
+
+    work    (operations, 2, 2): of each, what its matrix products compute and its bytes, for both numbers of
+            images; from these it grows evenly. parts: (operations,) the level, or -1 for the backward pass
+    kept    (2,) bytes at most that the passes allocate, gradients left out
+    units   for each level the weights of its rest and of each of its blocks
+    half    whether autocast is bfloat16
+    """
+
+    work: np.ndarray
+    parts: np.ndarray
+    kept: np.ndarray
+    units: tuple[tuple[int, ...], ...]
+    half: bool
+
+    @property
+    def weights(self) -> int:
+        return sum(map(sum, self.units))
+
+
+def trace(arguments: dict, half: bool) -> Trace:
+    """Traces a training step of FractalGen(**arguments), with autocast to bfloat16 if `half`."""
+    with torch.device("meta"):
+        model = FractalGen(**arguments)
+    patches, found, kept = list(map(patches_in_training, model.generators)), [], []
+    for batch_size in TRACED:
+        operations, memory = _Operations(), LiveBytes()
+        with FakeTensorMode():
+            model = FractalGen(**arguments).train()
+            *_, head = softmax_heads(model)
+            levels = [*model.generators, head]
+            for number, level in enumerate(levels):
+                level.register_forward_pre_hook(partial(operations.begin, number))
+            forward = masked_forward(model, patches, batch_size)
+            with memory, operations:
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    loss = forward()
+                operations.begin(-1)
+                loss.backward()
+        found.append(operations.found)
+        kept.append(memory.peak)
+    units = []
+    for level in levels:
+        blocks = [sum(p.numel() for p in block.parameters()) for block in level.blocks]
+        units.append((sum(p.numel() for p in level.parameters()) - sum(blocks), *blocks))
+    rest = sum(p.numel() for p in model.parameters()) - sum(map(sum, units))
+    units[0] = (units[0][0] + rest, *units[0][1:])
+    few, more = (np.array(operations, float) for operations in found)
+    work = np.stack([few[:, 1:], more[:, 1:]], -1)
+    kept = np.array(kept, float) - 4 * sum(map(sum, units))
+    return Trace(work, few[:, 0].astype(int), kept, tuple(units), half)
+
+
+def of_batch(values: np.ndarray, batch: int) -> np.ndarray:
+    """What is known of TRACED images, for a batch."""
+    one = (values[..., 1] - values[..., 0]) / (TRACED[1] - TRACED[0])
+    return values[..., 0] + (batch - TRACED[0]) * one
+
+
+def predict(
+    step: Trace, machine: Machine, processes: int, batch: int, *, accum: int = 1, sharded: bool = False,
+    averaged: bool = False,
+) -> dict[str, float]:  # fmt: skip
+    """Predicts a training step of `accum` batches of `batch` images in each process.
+
+    Returns seconds of a step, how many of them are for computing and how many wait for messages; GiB of a
+    process; images a second of all; and dollars for a million images.
+    """
+    amounts = of_batch(step.work, batch)
+    rates = np.array([machine.flops[step.half], machine.bandwidth])
+    times = np.maximum((amounts / rates).max(-1), machine.launch)
+    forward = [times[step.parts == level].sum() for level in range(len(step.units))]
+    backward = times[step.parts == -1].sum() / sum(forward)  # of a level, to its forward pass
+    units = [  # weights, seconds of the forward pass
+        (weights, seconds * weights / sum(of_level))
+        for of_level, seconds in zip(step.units, forward, strict=True)
+        for weights in of_level
+    ]
+    kept = processes if sharded else 1
+    computing = accum * times.sum() + (UPDATE + AVERAGE * averaged) * step.weights / kept / machine.bandwidth
+    if sharded:
+        element = 2 if step.half else 4
+        gathers = [machine.message(element * weights, processes) for weights, _ in units]
+        scatters = [machine.message(4 * weights, processes) for weights, _ in units]
+        seconds = [seconds for _, seconds in units]
+        there = _pipeline(seconds, gathers, [0.0] * len(units), machine.overlaps)
+        back = [backward * seconds for seconds in seconds[::-1]]
+        waiting = accum * (there + _pipeline(back, gathers[::-1], scatters[::-1], machine.overlaps))
+    else:
+        waiting = _buckets(units, backward, lambda size: 2 * machine.message(size, processes))
+    of_weight = (16 + 4 * averaged) / kept + (4 if processes > kept else 0)  # DDP's buckets
+    gathered = 2 * max(weights for weights, _ in units) * (2 if step.half else 4) if sharded else 0
+    seconds, images = computing + waiting, processes * batch * accum
+    return {
+        "seconds": seconds, "computing": computing, "waiting": waiting,
+        "gib": (of_weight * step.weights + gathered + of_batch(step.kept, batch)) / GIB,
+        "images_per_s": images / seconds,
+        "dollars_per_million_images": machine.price / 3600 * processes * seconds / images * 1e6,
+    }  # fmt: skip
+
+
+def _pipeline(seconds: list[float], gathers: list[float], scatters: list[float], overlaps: bool) -> float:
+    """Seconds that units wait which are gathered one ahead, and whose gradients are scattered behind."""
+    if not overlaps:
+        return sum(gathers) + sum(scatters)
+    computed = network = ready = gathers[0]
+    for here, ahead, scatter in zip(seconds, [*gathers[1:], 0.0], scatters, strict=True):
+        computed = max(computed, ready)
+        ready = max(network, computed) + ahead
+        computed += here
+        network = max(ready, computed) + scatter if scatter else ready
+    return max(computed, network) - sum(seconds)
+
+
+def _buckets(units, backward: float, all_reduce: Callable[[float], float]) -> float:
+    """Seconds that DDP's messages of gradients take after the end of the backward pass."""
+    clock = sent = full = 0.0
+    for number, (weights, seconds) in enumerate(reversed(units)):
+        clock += backward * seconds
+        full += 4 * weights
+        if full >= BUCKET or number == len(units) - 1:
+            sent, full = max(sent, clock) + all_reduce(full), 0.0
+    return max(0.0, sent - clock)
