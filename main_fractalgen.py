@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command line. Bad input ends it with one line and exit status 2."""
     parser = get_args_parser(__doc__, tuple(fractalgen.PRESETS), tuple(SCHEDULES), tuple(engine.LR_SCHEDULES))
     args = parser.parse_args(argv)
-    with parser.one_line_errors():
+    with parser.one_line_errors(), dist.explaining_silence():
         run(args)
     # not after an error: other processes may be waiting for this one, and leaving frees them
     dist.disconnect()
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
             dry_run(args, source, device, world, computing)
         return
     output_dir = make_writable(args.output_dir) if args.output_dir else None
-    dist.connect(world, device, args.dist_url)
+    dist.connect(world, device, args.dist_url, args.dist_timeout)
     evaluates = args.evaluate_gen or args.sweep
     splits = ["val"] if args.evaluate_nll else [] if evaluates else ["train", "val"]
     data = {split: open_split(args, split, world) for split in splits}

@@ -3,6 +3,7 @@
 This saves the ten seconds that the imports of each process would take.
 """
 
+import ctypes
 import multiprocessing
 import os
 import resource
@@ -29,6 +30,7 @@ class Started:
 
     processes      number of processes, which form one group
     torchrun       flags of torchrun; unless None, only torchrun is started here, and it forks the processes
+    network        file of the network namespace to run in, see hosts.py
     max_file_size  limit of the size of files in bytes, to simulate a full disk
     """
 
@@ -38,12 +40,14 @@ class Started:
         processes: int = 1,
         torchrun: str | None = None,
         max_file_size: int | None = None,
+        network: Path | None = None,
     ):
         self.folder = tempfile.TemporaryDirectory(prefix="started")
         self.said, rendezvous = Path(self.folder.name) / "said", f"file://{self.folder.name}/store"
         commands = [flags]
         if torchrun is not None:
-            forked = f"--standalone --nproc_per_node={processes} --run_path --start_method=fork {torchrun}"
+            place = "" if "--nnodes" in torchrun else "--standalone"
+            forked = f"{place} --nproc_per_node={processes} --run_path --start_method=fork {torchrun}"
             commands = [[*forked.split(), main_fractalgen.__file__, *flags]]
         elif processes > 1:
             place = ["--dist_url", rendezvous, f"--world_size={processes}"]
@@ -51,7 +55,7 @@ class Started:
         self.processes = [
             forkserver.Process(
                 target=_run,
-                args=(command, torchrun is not None, self.said, max_file_size),
+                args=(command, torchrun is not None, self.said, max_file_size, network),
                 daemon=torchrun is None,
             )
             for command in commands
@@ -79,10 +83,17 @@ class Started:
         return self.said.read_text() if self.said.exists() else "", None
 
 
-def _run(command: list[str], torchrun: bool, said: Path, max_file_size: int | None) -> None:
+def _run(
+    command: list[str], torchrun: bool, said: Path, max_file_size: int | None, network: Path | None
+) -> None:
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
+    if network is not None:
+        with open(network) as namespace:
+            ctypes.CDLL(None).setns(namespace.fileno(), 0)
+        # The name of this machine stands for another address, and a host may come back (docs/training.md).
+        os.environ |= {"GLOO_SOCKET_IFNAME": "eth0", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     if max_file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_size, max_file_size))
     torch.set_num_threads(1)  # torchrun does the same, and the bits of the results depend on it

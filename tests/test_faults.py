@@ -15,6 +15,7 @@ import time
 
 import pytest
 import torch
+from hosts import Hosts, what_is_missing
 from processes import Started
 
 from conftest import random_values, save_image
@@ -266,3 +267,65 @@ def test_a_folder_of_another_run_is_not_overwritten(data, tmp_path):
     restarted = start(data, tmp_path, "--resume=", torchrun="--max_restarts=1")
     assert "resumed" not in finish(restarted, status=1)
     assert json.loads((tmp_path / "settings.json").read_text())["settings"]["epochs"] == 1
+
+
+@pytest.fixture(scope="module")
+def hosts_allowed():
+    if (reason := what_is_missing()) is not None:
+        pytest.skip(reason)
+
+
+def start_on(hosts: Hosts, number: int, data, out, *more: str, torchrun: str = "") -> Started:
+    """Starts training on a host, one process a host, as `start` does."""
+    paths = ["--data_path", str(data), "--output_dir", str(out), "--resume", str(out)]
+    flags = [*FLAGS.split(), f"--batch_size={4 // len(hosts.names)}", *paths, *more]
+    return hosts.start(number, flags, torchrun=torchrun)
+
+
+def test_a_host_that_dies_comes_back_and_all_ends_as_on_one_machine(
+    data, uninterrupted, tmp_path, hosts_allowed
+):
+    with Hosts(2) as hosts:
+        runs = [start_on(hosts, number, data, tmp_path, torchrun="--max_restarts=3") for number in range(2)]
+        wait_for_step(tmp_path, 12, runs[0])
+        hosts.kill(1)
+        runs[1] = start_on(hosts, 1, data, tmp_path, torchrun="--max_restarts=3")
+        said = finish(runs[0])
+        finish(runs[1])
+    assert "process 0 of 2 on " in said
+    assert "another process has ended" in said
+    assert "resumed" in said
+    assert_same_end(tmp_path, uninterrupted[2])
+
+
+@pytest.mark.faults
+def test_four_hosts_train_as_four_processes_of_one(data, tmp_path, hosts_allowed):
+    finish(start(data, tmp_path / "one", "--save_every_steps=999", processes=4))
+    with Hosts(4) as hosts:
+        for run in [start_on(hosts, number, data, tmp_path / "four") for number in range(4)]:
+            finish(run)
+    assert_same_end(tmp_path / "four", tmp_path / "one")
+
+
+TROUBLE = {
+    "cut": lambda hosts: hosts.cut(1),
+    "stopped": lambda hosts: [os.kill(pid, signal.SIGSTOP) for pid in hosts.pids(1)],
+    "slow": lambda hosts: hosts.limit(1, 0.02),
+}
+
+
+@pytest.mark.parametrize(
+    "trouble", ["cut", *(pytest.param(x, marks=pytest.mark.faults) for x in ("stopped", "slow"))]
+)
+def test_a_host_that_does_not_answer_ends_the_run_in_time_with_a_line(data, tmp_path, hosts_allowed, trouble):
+    with Hosts(2) as hosts:
+        runs = [
+            start_on(hosts, number, data, tmp_path, "--dist_timeout=5", "--epochs=99") for number in range(2)
+        ]
+        wait_for_step(tmp_path, 2, runs[0])
+        began = time.monotonic()
+        TROUBLE[trouble](hosts)
+        said = finish(runs[0], status=1)  # torchrun's
+    assert time.monotonic() - began < 5 + 25
+    line = f"process 0 of 2 on {socket.gethostname()}: no answer from the others for 5 s (--dist_timeout)"
+    assert said.count(f"main_fractalgen.py: error: {line}") == 1

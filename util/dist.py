@@ -2,14 +2,18 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from util.errors import UserError, reading
+from util.errors import UserError, one_line, reading
+
+patience = timedelta(minutes=30)  # how long a process waits for another; `connect` sets it
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,46 @@ def pick_device(name: str | None, world: World) -> torch.device:
     return torch.device(device.type, index)
 
 
-def connect(world: World, device: torch.device, init_method: str = "env://") -> None:
-    """Joins the process group, with the backend that suits the device. A single process needs no group."""
+def connect(world: World, device: torch.device, init_method: str = "env://", seconds: float = 1800.0) -> None:
+    """Joins the process group, with the backend that suits the device. A single process needs no group.
+
+    After so many `seconds` a process gives up to wait for another.
+    """
+    global patience
     if world.size > 1:
+        patience = timedelta(seconds=seconds)
         backend = dist.get_default_backend_for_device(device)
         with reading(f"--dist_url {init_method}", "the processes cannot meet"):
             store, _, _ = next(dist.rendezvous(init_method, rank=world.rank, world_size=world.size))
-            # After a restart, torchrun's store still has what the dead workers wrote (pytorch issue 135712).
-            store = dist.PrefixStore(f"restart {restarts()}", store)
-            dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                # torchrun's own store still has what workers wrote before a restart (pytorch issue 135712).
+                # Each host counts its own restarts: one that comes back needs a new store (docs/training.md).
+                store = dist.PrefixStore(f"restart {restarts()}", store)
+            dist.init_process_group(
+                backend, store=store, rank=world.rank, world_size=world.size, timeout=patience
+            )
+
+
+def host_group() -> dist.ProcessGroup | None:
+    """A new group of all processes whose messages stay on the hosts; None in a single process."""
+    return dist.new_group(backend="gloo", timeout=patience) if dist.is_initialized() else None
+
+
+@contextmanager
+def explaining_silence() -> Iterator[None]:
+    """Turns the errors of a process that lost another into a UserError that says where it was."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error))):
+            raise
+        waited = "imed out" in str(error) or "imeout" in str(error)
+        problem = (
+            f"no answer from the others for {patience.total_seconds():g} s (--dist_timeout): a host is slow, "
+            "stopped or cut off" if waited else "another process has ended"
+        )  # fmt: skip
+        place = f"process {dist.get_rank()} of {dist.get_world_size()} on {socket.gethostname()}"
+        raise UserError(f"{place}: {problem} ({one_line(error)})") from error
 
 
 def disconnect() -> None:
@@ -103,8 +138,7 @@ class Agreement:
     """
 
     def __init__(self):
-        # gloo works on the host, and its messages do not wait for those of the gradients.
-        self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.group = host_group()  # its messages do not wait for those of the gradients
         self.work, self.number = None, torch.zeros(1, dtype=torch.int64)
 
     def largest(self, number: int) -> int:

@@ -228,6 +228,7 @@ def get_args_parser(
     number("--local_rank", -1)
     switch("--dist_on_itp", "read rank and size from Open MPI's variables")
     add("--dist_url", default="env://")
+    number("--dist_timeout", 1800.0, "seconds that a process waits for another")
     return parser
 
 

@@ -25,6 +25,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from util.dist import host_group
 from util.errors import UserError, reading
 from util.files import sha256, sidecar, to_disk, write_sidecar
 from util.run import weights
@@ -74,8 +75,7 @@ class Saver:
     """Writes checkpoints while training goes on, one at a time. All processes must call it alike."""
 
     def __init__(self):
-        several, self.on_gpu = torch.distributed.is_initialized(), torch.cuda.is_available()
-        self.group = torch.distributed.new_group(backend="gloo") if several else None  # for another thread
+        self.on_gpu, self.group = torch.cuda.is_available(), host_group()  # for another thread
         self.stager = DefaultStager(StagingOptions(self.on_gpu, False, True, self.on_gpu))  # keeps its copy
         self.future = self.copied = None
 
