@@ -22,6 +22,7 @@ from evaluation import sweep
 from evaluation.images import draw_sheet
 from evaluation.reference import where_from
 from evaluation.report import cost_report
+from evaluation.scaling import predict_step
 from evaluation.score import scorer_of_flags
 from models import fractalgen
 from models.fractalgen import FractalGen
@@ -130,8 +131,9 @@ def dry_run(
     check(args, [{}])
     with torch.device("meta"):
         model = build_model(args)
+    predicted = predict_step(args, model.arguments, computing)
     computing += set_amp(args, model, device, dist.World())
-    report = {**provenance(args), **cost_report(model, args.batch_size, sampling_options(args))}
+    report = {**provenance(args), **cost_report(model, args.batch_size, sampling_options(args)), **predicted}
     if data:
         gib = report["training_gib_in_float32"]["largest peak"]
         plan = replace(make_plan(args, data["train"], data["val"], world.size), gib=gib)
@@ -237,9 +239,7 @@ def train(
         return {name: x for name, x in scores.items() if isinstance(x, (int, float))}
 
     engine.Training(
-        model, loader, measure_all,
-        recipe_of(args),
-        from_flags(engine.SavePolicy, args),
+        model, loader, measure_all, recipe_of(args), from_flags(engine.SavePolicy, args),
         output_dir=output_dir, resume_from=args.resume, start_epoch=args.start_epoch, seed=args.seed,
         flags=args, about=[*about, *computing], half=args.amp == "fp16",
         sharded=divide(args, model, device), device=device, autocast=autocast, world=world,

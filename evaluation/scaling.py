@@ -5,6 +5,7 @@ price; docs/scaling.md says how, holds it against measurements, and names what i
 the vendors' data sheets, times the shares below.
 """
 
+import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from evaluation.cost import masked_forward, patches_in_training
 from evaluation.report import LiveBytes
 from models.fractalgen import FractalGen
 from models.likelihood.inside import softmax_heads
+from util.errors import UserError
 
 UTILISATION = {"flops": 0.6, "bandwidth": 0.75, "network": 0.8}  # of the data sheets' rates
 BUCKET = 25 * 2**20  # bytes of gradients that DDP sends together
@@ -125,10 +127,6 @@ class Trace:
     units: tuple[tuple[int, ...], ...]
     half: bool
 
-    @property
-    def weights(self) -> int:
-        return sum(map(sum, self.units))
-
 
 def trace(arguments: dict, half: bool) -> Trace:
     """Traces a training step of FractalGen(**arguments), with autocast to bfloat16 if `half`."""
@@ -163,10 +161,9 @@ def trace(arguments: dict, half: bool) -> Trace:
     return Trace(work, few[:, 0].astype(int), kept, tuple(units), half)
 
 
-def of_batch(values: np.ndarray, batch: int) -> np.ndarray:
+def _of(batch: int, values: np.ndarray) -> np.ndarray:
     """What is known of TRACED images, for a batch."""
-    one = (values[..., 1] - values[..., 0]) / (TRACED[1] - TRACED[0])
-    return values[..., 0] + (batch - TRACED[0]) * one
+    return values[..., 0] + (values[..., 1] - values[..., 0]) * (batch - TRACED[0]) / (TRACED[1] - TRACED[0])
 
 
 def predict(
@@ -178,7 +175,7 @@ def predict(
     Returns seconds of a step, how many of them are for computing and how many wait for messages; GiB of a
     process; images a second of all; and dollars for a million images.
     """
-    amounts = of_batch(step.work, batch)
+    amounts = _of(batch, step.work)
     rates = np.array([machine.flops[step.half], machine.bandwidth])
     times = np.maximum((amounts / rates).max(-1), machine.launch)
     forward = [times[step.parts == level].sum() for level in range(len(step.units))]
@@ -188,8 +185,8 @@ def predict(
         for of_level, seconds in zip(step.units, forward, strict=True)
         for weights in of_level
     ]
-    kept = processes if sharded else 1
-    computing = accum * times.sum() + (UPDATE + AVERAGE * averaged) * step.weights / kept / machine.bandwidth
+    all_weights, kept = sum(map(sum, step.units)), processes if sharded else 1
+    computing = accum * times.sum() + (UPDATE + AVERAGE * averaged) * all_weights / kept / machine.bandwidth
     if sharded:
         element = 2 if step.half else 4
         gathers = [machine.message(element * weights, processes) for weights, _ in units]
@@ -203,12 +200,36 @@ def predict(
     of_weight = (16 + 4 * averaged) / kept + (4 if processes > kept else 0)  # DDP's buckets
     gathered = 2 * max(weights for weights, _ in units) * (2 if step.half else 4) if sharded else 0
     seconds, images = computing + waiting, processes * batch * accum
-    return {
+    found = {
         "seconds": seconds, "computing": computing, "waiting": waiting,
-        "gib": (of_weight * step.weights + gathered + of_batch(step.kept, batch)) / GIB,
+        "gib": (of_weight * all_weights + gathered + _of(batch, step.kept)) / GIB,
         "images_per_s": images / seconds,
         "dollars_per_million_images": machine.price / 3600 * processes * seconds / images * 1e6,
     }  # fmt: skip
+    return {name: float(f"{value:.4g}") for name, value in found.items()}
+
+
+def predict_step(args: argparse.Namespace, arguments: dict, lines: list[str]) -> dict:
+    """The prediction for `--gpus`, if there are any, each with `--batch_size` images; adds a line of it.
+
+    Raises UserError for a GPU that is not known.
+    """
+    if args.gpu not in GPUS:
+        raise UserError(f"--gpu {args.gpu}: not known; one of {', '.join(GPUS)}")
+    if not args.gpus:
+        return {}
+    machine, half = GPUS[args.gpu], args.amp != "off"
+    step = trace({**arguments, "grad_checkpointing": args.grad_checkpointing}, half)
+    how = {"accum": args.accum_iter, "sharded": args.shard, "averaged": bool(args.ema)}
+    found = predict(step, machine, args.gpus, args.batch_size, **how)
+    kind = f"{'sharded' if args.shard else 'DDP'}, {'bfloat16' if half else 'float32'}"
+    lines.append(
+        f"predicted, not measured: {args.gpus} {args.gpu}, {kind}: {found['seconds']:.3g} s a step, "
+        f"{found['waiting'] / found['seconds']:.0%} of it waiting for messages; {found['gib']:.3g} of "
+        f"{machine.gib} GiB{'' if found['gib'] <= machine.gib else ', too much'}; "
+        f"{found['images_per_s']:,.0f} images/s, {found['dollars_per_million_images']:.3g} $ a million"
+    )
+    return {"prediction": found}
 
 
 def _pipeline(seconds: list[float], gathers: list[float], scatters: list[float], overlaps: bool) -> float:

@@ -96,6 +96,8 @@ def get_args_parser(
     add("--amp", choices=("bf16", "fp16", "off"), help="mixed precision; default: bf16 where that is faster")
     switch("--compile", "torch.compile the transformer blocks and the sampler")
     switch("--dry_run", "print settings, cost and memory, and exit")
+    number("--gpus", 0, "with --dry_run: predict a step on so many GPUs, and its price")
+    add("--gpu", default="h100", help="which: a100, h100 (the default), h200 or b200")
 
     add = parser.add_argument_group("model").add_argument
     add(
@@ -213,11 +215,7 @@ def get_args_parser(
     add = parser.add_argument_group("sampling").add_argument
     add("--num_iter_list", type=number_list, help="steps of each level; default: the model's best")
     add("--chunk", type=int, help="patches of each deeper level drawn together, to save memory; default: all")
-    number(
-        "--feature_cache_interval",
-        1,
-        "steps between two full computations of MAR's level-0 features; above 1 is approximate",
-    )
+    number("--feature_cache_interval", 1, "steps from one full pass of MAR's level 0 to the next; exact: 1")
     number("--cfg", 1.0, "guidance scale; 1 is without guidance")
     add("--cfg_schedule", default="linear", choices=guidance_schedules)
     number("--temperature", 1.0, TEMPERATURE)
