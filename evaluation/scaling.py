@@ -30,6 +30,10 @@ BUCKET = 25 * 2**20  # bytes of gradients that DDP sends together
 TRACED = (2, 4)  # images of the steps that are traced
 UPDATE, AVERAGE = 28, 12  # bytes that AdamW, and averaging, read and write for a weight
 GIB = 2**30
+ATEN, FLASH = torch.ops.aten, "_scaled_dot_product_flash_attention"
+COUNTED_AS = {  # torch counts the attention of GPUs only
+    getattr(ATEN, f"{FLASH}_for_cpu{end}"): getattr(ATEN, FLASH + end) for end in ("", "_backward")
+}
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,9 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         packet = function._overloadpacket
-        if (
-            function.namespace == "aten"
-            and not function.is_view
-            and packet is not torch.ops.aten._unsafe_view
-        ):
-            count = flop_registry.get(packet, lambda *_, **__: 0)(*args, **(kwargs or {}), out_val=result)
+        if function.namespace == "aten" and not function.is_view and packet is not ATEN._unsafe_view:
+            counter = flop_registry.get(COUNTED_AS.get(packet, packet), lambda *_, **__: 0)
+            count = counter(*args, **(kwargs or {}), out_val=result)
             tensors = (x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor))
             self.found.append((self.part, count, sum(x.numel() * x.element_size() for x in tensors)))
         return result
