@@ -9,7 +9,10 @@ from itertools import accumulate, pairwise
 from operator import mul
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from models.fractalgen import FractalGen
 from models.generator import Generator, Mask
@@ -21,6 +24,32 @@ from models.sampling.generate import build_sampler
 from models.sampling.guidance import Guidance
 from models.sampling.options import SamplingOptions
 from models.sampling.prepare import Setup
+
+ATEN, FLASH = torch.ops.aten, "_scaled_dot_product_flash_attention"
+COUNTED_AS = {  # torch counts the attention of GPUs only
+    getattr(ATEN, f"{FLASH}_for_cpu{end}"): getattr(ATEN, FLASH + end) for end in ("", "_backward")
+}
+
+
+class Operations(TorchDispatchMode):
+    """Lists what runs: the part of the model that has begun, matrix-product operations, and bytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.part, self.found = 0, []
+
+    def begin(self, part: int, *_) -> None:
+        self.part = part
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        packet = function._overloadpacket
+        if function.namespace == "aten" and not function.is_view and packet is not ATEN._unsafe_view:
+            counter = flop_registry.get(COUNTED_AS.get(packet, packet), lambda *_, **__: 0)
+            count = counter(*args, **(kwargs or {}), out_val=result)
+            tensors = (x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor))
+            self.found.append((self.part, count, sum(x.numel() * x.element_size() for x in tensors)))
+        return result
 
 
 def count_flops(call: Callable[[], object]) -> FlopCounterMode:

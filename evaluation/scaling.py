@@ -13,13 +13,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
-from evaluation.cost import masked_forward, patches_in_training
+from evaluation.cost import Operations, masked_forward, patches_in_training
 from evaluation.report import LiveBytes
 from models.fractalgen import FractalGen
 from models.likelihood.inside import softmax_heads
@@ -30,10 +26,6 @@ BUCKET = 25 * 2**20  # bytes of gradients that DDP sends together
 TRACED = (2, 4)  # images of the steps that are traced
 UPDATE, AVERAGE = 28, 12  # bytes that AdamW, and averaging, read and write for a weight
 GIB = 2**30
-ATEN, FLASH = torch.ops.aten, "_scaled_dot_product_flash_attention"
-COUNTED_AS = {  # torch counts the attention of GPUs only
-    getattr(ATEN, f"{FLASH}_for_cpu{end}"): getattr(ATEN, FLASH + end) for end in ("", "_backward")
-}
 
 
 @dataclass(frozen=True)
@@ -90,27 +82,6 @@ GPUS = {
 }
 
 
-class _Operations(TorchDispatchMode):
-    """Lists what runs: the part of the model that has begun, matrix-product operations, and bytes."""
-
-    def __init__(self):
-        super().__init__()
-        self.part, self.found = 0, []
-
-    def begin(self, part: int, *_) -> None:
-        self.part = part
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        packet = function._overloadpacket
-        if function.namespace == "aten" and not function.is_view and packet is not ATEN._unsafe_view:
-            counter = flop_registry.get(COUNTED_AS.get(packet, packet), lambda *_, **__: 0)
-            count = counter(*args, **(kwargs or {}), out_val=result)
-            tensors = (x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor))
-            self.found.append((self.part, count, sum(x.numel() * x.element_size() for x in tensors)))
-        return result
-
-
 @dataclass(frozen=True)
 class Trace:
     """What a training step of TRACED images does, with an average number of masked patches.
@@ -129,19 +100,25 @@ class Trace:
     half: bool
 
 
+def _forget(weight: torch.Tensor) -> None:
+    weight.grad = None
+
+
 def trace(arguments: dict, half: bool) -> Trace:
     """Traces a training step of FractalGen(**arguments), with autocast to bfloat16 if `half`."""
     with torch.device("meta"):
         model = FractalGen(**arguments)
     patches, found, kept = list(map(patches_in_training, model.generators)), [], []
     for batch_size in TRACED:
-        operations, memory = _Operations(), LiveBytes()
+        operations, memory = Operations(), LiveBytes()
         with FakeTensorMode():
             model = FractalGen(**arguments).train()
             *_, head = softmax_heads(model)
             levels = [*model.generators, head]
             for number, level in enumerate(levels):
                 level.register_forward_pre_hook(partial(operations.begin, number))
+            for weight in model.parameters():
+                weight.register_post_accumulate_grad_hook(_forget)
             forward = masked_forward(model, patches, batch_size)
             with memory, operations:
                 with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -158,8 +135,7 @@ def trace(arguments: dict, half: bool) -> Trace:
     units[0] = (units[0][0] + rest, *units[0][1:])
     few, more = (np.array(operations, float) for operations in found)
     work = np.stack([few[:, 1:], more[:, 1:]], -1)
-    kept = np.array(kept, float) - 4 * sum(map(sum, units))
-    return Trace(work, few[:, 0].astype(int), kept, tuple(units), half)
+    return Trace(work, few[:, 0].astype(int), np.array(kept, float), tuple(units), half)
 
 
 def _of(batch: int, values: np.ndarray) -> np.ndarray:
@@ -199,7 +175,9 @@ def predict(
     else:
         waiting = _buckets(units, backward, lambda size: 2 * machine.message(size, processes))
     of_weight = (16 + 4 * averaged) / kept + (4 if processes > kept else 0)  # DDP's buckets
-    gathered = 2 * max(weights for weights, _ in units) * (2 if step.half else 4) if sharded else 0
+    # A sharded model has two gathered units in place of the copies of all weights that autocast makes.
+    copies = 2 * all_weights * step.half
+    gathered = 2 * max(weights for weights, _ in units) * (2 if step.half else 4) - copies if sharded else 0
     seconds, images = computing + waiting, processes * batch * accum
     found = {
         "seconds": seconds, "computing": computing, "waiting": waiting,

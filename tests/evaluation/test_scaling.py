@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from evaluation import cost, scaling
+from evaluation import cost, report, scaling
 from evaluation.scaling import Machine, Trace
 from util.errors import UserError
 
@@ -46,11 +46,25 @@ def test_what_is_known_of_two_batches_tells_a_third(traced):
     assert scaling._of(8, step.kept) == pytest.approx(other.kept[1], rel=0.02)
 
 
+def test_what_a_step_keeps_is_its_peak_without_the_gradients_of_all_weights(traced):
+    model, step = traced
+    with torch.device("meta"):
+        empty = type(model)(**model.arguments).train()
+    weights = sum(p.nbytes for p in empty.parameters())
+    for batch_size, kept in zip(scaling.TRACED, step.kept, strict=True):
+        peak = report.training_bytes(empty, batch_size)["average peak"] - 3 * weights
+        assert peak - weights <= kept <= 1.01 * peak  # attention keeps a little else on the CPU and on meta
+
+
 def test_autocast_halves_what_blocks_read_and_write(traced):
     model, step = traced
     half = scaling.trace(model.arguments, half=True)
     assert half.kept[1] < step.kept[1]
     assert half.half
+    gib = lambda **how: scaling.predict(half, MACHINE, 1, 2, **how)["gib"] * 2**30  # noqa: E731
+    weights, largest = sum(map(sum, step.units)), max(max(of_level) for of_level in step.units)
+    # a sharded model has two gathered units in place of autocast's copy of each weight
+    assert gib() - gib(sharded=True) == pytest.approx(2 * weights - 4 * largest, rel=0.01)
 
 
 def test_messages_take_their_bytes_and_hops():

@@ -25,7 +25,7 @@ from util.files import sha256
 from util.run.meters import Window
 from util.run.state import RunState
 
-STEPS = 8  # 50 in `pytest -m slow`
+STEPS = 5  # 50 in `pytest -m slow`
 CPU = torch.device("cpu")
 RECIPE = dict(lr=1e-3, min_lr=0.0, lr_schedule="constant", warmup_epochs=0, epochs=1, grad_clip=1.0)
 DROPLESS = dict(attn_dropout=0.0, proj_dropout=0.0)
