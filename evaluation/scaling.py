@@ -149,8 +149,8 @@ def predict(
 ) -> dict[str, float]:  # fmt: skip
     """Predicts a training step of `accum` batches of `batch` images in each process.
 
-    Returns seconds of a step, how many of them are for computing and how many wait for messages; GiB of a
-    process; images a second of all; and dollars for a million images.
+    Returns seconds of a step, how many of them are for computing and how many wait for messages; the GB that
+    a process sends; its GiB of memory; images a second of all; and dollars for a million images.
     """
     amounts = _of(batch, step.work)
     rates = np.array([machine.flops[step.half], machine.bandwidth])
@@ -164,8 +164,8 @@ def predict(
     ]
     all_weights, kept = sum(map(sum, step.units)), processes if sharded else 1
     computing = accum * times.sum() + (UPDATE + AVERAGE * averaged) * all_weights / kept / machine.bandwidth
+    element = 2 if step.half else 4
     if sharded:
-        element = 2 if step.half else 4
         gathers = [machine.message(element * weights, processes) for weights, _ in units]
         scatters = [machine.message(4 * weights, processes) for weights, _ in units]
         seconds = [seconds for _, seconds in units]
@@ -177,10 +177,12 @@ def predict(
     of_weight = (16 + 4 * averaged) / kept + (4 if processes > kept else 0)  # DDP's buckets
     # A sharded model has two gathered units in place of the copies of all weights that autocast makes.
     copies = 2 * all_weights * step.half
-    gathered = 2 * max(weights for weights, _ in units) * (2 if step.half else 4) - copies if sharded else 0
+    gathered = 2 * max(weights for weights, _ in units) * element - copies if sharded else 0
+    sent = accum * (2 * element + 4) if sharded else 2 * 4  # bytes of a weight
     seconds, images = computing + waiting, processes * batch * accum
     found = {
         "seconds": seconds, "computing": computing, "waiting": waiting,
+        "sent_gb": sent * all_weights * (processes - 1) / processes / 1e9,
         "gib": (of_weight * all_weights + gathered + _of(batch, step.kept)) / GIB,
         "images_per_s": images / seconds,
         "dollars_per_million_images": machine.price / 3600 * processes * seconds / images * 1e6,
@@ -204,8 +206,8 @@ def predict_step(args: argparse.Namespace, arguments: dict, lines: list[str]) ->
     kind = f"{'sharded' if args.shard else 'DDP'}, {'bfloat16' if half else 'float32'}"
     lines.append(
         f"predicted, not measured: {args.gpus} {args.gpu}, {kind}: {found['seconds']:.3g} s a step, "
-        f"{found['waiting'] / found['seconds']:.0%} of it waiting for messages; {found['gib']:.3g} of "
-        f"{machine.gib} GiB{'' if found['gib'] <= machine.gib else ', too much'}; "
+        f"{found['waiting'] / found['seconds']:.0%} of it waiting for messages ({found['sent_gb']:.3g} GB); "
+        f"{found['gib']:.3g} of {machine.gib} GiB{'' if found['gib'] <= machine.gib else ', too much'}; "
         f"{found['images_per_s']:,.0f} images/s, {found['dollars_per_million_images']:.3g} $ a million"
     )
     return {"prediction": found}

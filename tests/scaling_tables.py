@@ -54,12 +54,13 @@ def row(name: str, step: scaling.Trace, gpus: int) -> str:
     cells = []
     for sharded in (False, True):
         if (found := fitting(step, gpus, sharded)) is None:
-            cells += ["too large", "", "", ""]
+            cells += ["too large", "", "", "", ""]
             continue
         batch, said = found
         cells += [
             f"{batch} x {max(1, IMAGES // gpus) // batch}",
             f"{said['gib']:.0f}",
+            f"{said['sent_gb']:.3g}",
             f"{said['seconds']:.3g} ({said['waiting'] / said['seconds']:.0%})",
             f"{said['dollars_per_million_images']:,.0f}",
         ]

@@ -96,8 +96,11 @@ def test_gradients_wait_for_a_full_bucket_and_go_while_others_are_computed(monke
 def test_sharding_divides_weights_and_moments_and_one_process_waits_for_nothing(traced):
     _, step = traced
     one = scaling.predict(step, MACHINE, 1, 4)
-    assert one["waiting"] == 0
+    assert one["waiting"] == one["sent_gb"] == 0
     assert one["seconds"] == one["computing"]
+    sent = lambda **how: scaling.predict(step, MACHINE, 4, 4, **how)["sent_gb"] * 1e9  # noqa: E731
+    assert sent() == pytest.approx(8 * 3 / 4 * sum(map(sum, step.units)), rel=1e-3)
+    assert sent(sharded=True, accum=2) == pytest.approx(3 * sent(), rel=1e-3)  # float32: 12 bytes, twice
     no_images = Trace(step.work, step.parts, np.zeros(2), step.units, step.half)
     weights = sum(map(sum, step.units))
     gib = lambda n, **how: scaling.predict(no_images, MACHINE, n, 4, **how)["gib"] * 2**30  # noqa: E731

@@ -7,12 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from processes import Started
 
 import main_fractalgen
 from conftest import random_values
-from util.dist import World, from_environment
+from util.dist import World, explaining_silence, from_environment
 from util.errors import UserError
 
 MODEL = "--model fractalar_tiny_in8 --class_num 2 --device cpu --num_workers 0 --amp off --proj_dropout 0 --label_drop_prob 0"
@@ -126,3 +127,29 @@ def test_place_comes_from_torchrun_open_mpi_or_flags(monkeypatch):
     for name, value in (("RANK", "3"), ("SIZE", "4"), ("LOCAL_RANK", "3")):
         monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
     assert from_environment(on_itp=True) == World(3, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 5000ms for recv",
+            "no answer from the others",
+        ),
+        ("Application timeout caused pair closure", "no answer from the others for 1800 s (--dist_timeout)"),
+        ("[gloo/transport/tcp/pair.cc:547] Connection closed by peer", "another process has ended"),
+    ],
+)
+def test_what_gloo_says_of_a_lost_process_becomes_a_line_with_the_own_place(monkeypatch, error, said):
+    for name, value in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    with pytest.raises(UserError) as found, explaining_silence():
+        raise RuntimeError(error)
+    assert str(found.value).startswith("process 1 of 2 on ")
+    assert said in str(found.value)
+
+
+def test_other_errors_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(RuntimeError, match="out of memory"), explaining_silence():
+        raise RuntimeError("out of memory")
