@@ -39,6 +39,7 @@ class Machine:
     per_host   processors of a host; link: bytes a second to others of the host, one way
     network    bytes a second of a processor to other hosts, one way; latency: seconds of a message
     overlaps   whether a sharded step computes while messages are on their way
+    passes     how often bytes pass to be gathered, to be summed and scattered, and to be summed for all
     """
 
     flops: tuple[float, float]
@@ -51,9 +52,10 @@ class Machine:
     network: float
     latency: float
     overlaps: bool = True
+    passes: tuple[float, float, float] = (1.0, 1.0, 2.0)
 
     def message(self, size: float, processes: int) -> float:
-        """Seconds to gather, or to sum and scatter, `size` bytes of which each process keeps a part."""
+        """Seconds of a pass of `size` bytes of which each process keeps a part."""
         if processes == 1:
             return 0.0
         # a ring through all processes leaves a host by all of its connections at once
@@ -164,21 +166,21 @@ def predict(
     ]
     all_weights, kept = sum(map(sum, step.units)), processes if sharded else 1
     computing = accum * times.sum() + (UPDATE + AVERAGE * averaged) * all_weights / kept / machine.bandwidth
-    element = 2 if step.half else 4
+    element, (gather, scatter, reduce) = 2 if step.half else 4, machine.passes
     if sharded:
-        gathers = [machine.message(element * weights, processes) for weights, _ in units]
-        scatters = [machine.message(4 * weights, processes) for weights, _ in units]
+        gathers = [gather * machine.message(element * weights, processes) for weights, _ in units]
+        scatters = [scatter * machine.message(4 * weights, processes) for weights, _ in units]
         seconds = [seconds for _, seconds in units]
         there = _pipeline(seconds, gathers, [0.0] * len(units), machine.overlaps)
         back = [backward * seconds for seconds in seconds[::-1]]
         waiting = accum * (there + _pipeline(back, gathers[::-1], scatters[::-1], machine.overlaps))
     else:
-        waiting = _buckets(units, backward, lambda size: 2 * machine.message(size, processes))
+        waiting = _buckets(units, backward, lambda size: reduce * machine.message(size, processes))
     of_weight = (16 + 4 * averaged) / kept + (4 if processes > kept else 0)  # DDP's buckets
     # A sharded model has two gathered units in place of the copies of all weights that autocast makes.
     copies = 2 * all_weights * step.half
     gathered = 2 * max(weights for weights, _ in units) * element - copies if sharded else 0
-    sent = accum * (2 * element + 4) if sharded else 2 * 4  # bytes of a weight
+    sent = accum * (2 * element * gather + 4 * scatter) if sharded else 4 * reduce  # bytes of a weight
     seconds, images = computing + waiting, processes * batch * accum
     found = {
         "seconds": seconds, "computing": computing, "waiting": waiting,

@@ -3,8 +3,9 @@
     python tests/bench_scaling.py [--processes 2 4] [--mbit 50 150 500] [--model fractalar_tiny_in32]
 
 Each host has one process, and sends at most so many Mbit/s. How fast a machine computes is measured first, by
-as many processes that send nothing; then each line is a run of STEPS steps, its median second, what was
-predicted, and the error. Needs root and a machine with nothing else to do. The last line is JSON.
+as many processes that send nothing, and how long messages take, by messages alone. Then each line is a run of
+STEPS steps, its median second, what was predicted, and the error. Needs root and a machine with nothing else
+to do. The last line is JSON.
 """
 
 import argparse
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 from hosts import Hosts
+from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 import engine_fractalgen as engine
@@ -31,15 +33,41 @@ from util import dist
 from util.run.meters import Window
 from util.run.sharding import Sharded
 
-STEPS, WARM = 7, 2
+STEPS, WARM = 5, 1
 LATENCY = 2e-4  # seconds of a message between two such hosts
+MESSAGE = 3_200_000  # bytes, about those of a transformer block
+
+
+def messages(size: int) -> list[float]:
+    """The mean seconds that it takes to gather, to sum and scatter, and to sum MESSAGE bytes for all."""
+    whole, part = torch.zeros(MESSAGE // 4), torch.zeros(MESSAGE // 4 // size)
+    calls = (
+        lambda: distributed.all_gather_into_tensor(whole, part),
+        lambda: distributed.reduce_scatter_tensor(part, whole),
+        lambda: distributed.all_reduce(whole),
+    )
+    found = []
+    for call in calls:
+        seconds = []
+        for _ in range(STEPS):
+            dist.barrier()
+            began = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - began)
+        found.append(float(np.mean(seconds)))
+    return found
 
 
 def work(args: argparse.Namespace) -> None:
-    """A process of a run: prints the median seconds of a step."""
+    """A process of a run: prints the median seconds of a step, or those of messages."""
     torch.set_num_threads(1)
     world, device = dist.from_environment(), torch.device("cpu")
     dist.connect(world, device)
+    if args.kind == "messages":
+        found = messages(world.size)
+        if world.is_main:
+            print(json.dumps(found))
+        return dist.disconnect()
     torch.manual_seed(0)
     model = FractalGen(**PRESETS[args.model].arguments).train()
     if args.kind == "sharded":
@@ -55,24 +83,16 @@ def work(args: argparse.Namespace) -> None:
         batch = torch.randint(256, shape, dtype=torch.uint8), torch.zeros(args.batch, dtype=torch.long), None
         dist.barrier()
         began = time.perf_counter()
-        engine.train_step(
-            model,
-            iter([batch]),
-            optimizer,
-            scaler,
-            recipe,
-            Window(device),
-            device,
-            torch.autocast("cpu", enabled=False),
-        )
+        inputs = iter([batch]), optimizer, scaler, recipe, Window(device), device
+        engine.train_step(model, *inputs, torch.autocast("cpu", enabled=False))
         seconds.append(time.perf_counter() - began)
     if world.is_main:
         print(json.dumps(float(np.median(seconds[WARM:]))))
     dist.disconnect()
 
 
-def measure(hosts: Hosts, args: argparse.Namespace, kind: str, together: bool) -> float:
-    """The seconds of a step on all hosts, `together` or each for itself."""
+def measure(hosts: Hosts, args: argparse.Namespace, kind: str, together: bool = True) -> np.ndarray:
+    """The seconds of a step, or of messages, on all hosts, `together` or each for itself."""
     processes = []
     for rank, name in enumerate(hosts.names):
         place = {"RANK": rank, "WORLD_SIZE": len(hosts.names) if together else 1, "LOCAL_RANK": 0}
@@ -89,7 +109,7 @@ def measure(hosts: Hosts, args: argparse.Namespace, kind: str, together: bool) -
             stdout=subprocess.PIPE, text=True,
         ))  # fmt: skip
     said = [process.communicate()[0] for process in processes]
-    return float(np.median([json.loads(one) for one in said if one]))
+    return np.median([json.loads(one) for one in said if one], axis=0)
 
 
 def main() -> None:
@@ -110,7 +130,9 @@ def main() -> None:
     for processes in [1, *args.processes]:
         with Hosts(processes) as hosts:
             alone = measure(hosts, args, "alone", together=False)
-            guess = scaling.Machine((1e11, 1e11), 1e10, 1e-5, 0, 0, 1, 0, 0, LATENCY, overlaps=False)
+            guess = scaling.Machine(
+                (1e11, 1e11), 1e10, 1e-5, 0, 0, 1, 0, 0, LATENCY, overlaps=False, scatter=2
+            )
             ratio = scaling.predict(step, guess, 1, args.batch)["seconds"] / alone
             own = replace(guess, flops=(1e11 * ratio,) * 2, bandwidth=1e10 * ratio, launch=1e-5 / ratio)
             print(f"{processes} processes that send nothing: {alone:.3f} s a step", flush=True)
@@ -118,11 +140,15 @@ def main() -> None:
                 for number in range(processes):
                     hosts.limit(number, mbit)
                 machine = replace(own, link=mbit * 1e6 / 8, network=mbit * 1e6 / 8)
+                passes = measure(hosts, args, "messages") / machine.message(MESSAGE, processes)
+                machine = replace(machine, passes=tuple(passes))
+                print(
+                    f"{processes} processes, {mbit:g} Mbit/s: messages take {passes.round(2)} of their bytes"
+                )
                 for kind in args.kinds:
-                    seconds = measure(hosts, args, kind, together=True)
-                    said = scaling.predict(step, machine, processes, args.batch, sharded=kind == "sharded")[
-                        "seconds"
-                    ]
+                    seconds = float(measure(hosts, args, kind))
+                    how = {"sharded": kind == "sharded"}
+                    said = scaling.predict(step, machine, processes, args.batch, **how)["seconds"]
                     found.append([processes, mbit, kind, seconds, said])
                     print(
                         f"{processes} processes, {mbit:g} Mbit/s, {kind}: {seconds:.3f} s, predicted {said:.3f} s, "
