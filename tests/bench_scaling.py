@@ -33,28 +33,29 @@ from util import dist
 from util.run.meters import Window
 from util.run.sharding import Sharded
 
-STEPS, WARM = 5, 1
+STEPS, WARM = 5, 1  # all steps of a run, and how many of them are not counted
 LATENCY = 2e-4  # seconds of a message between two such hosts
-MESSAGE = 3_200_000  # bytes, about those of a transformer block
+BYTES = 3_200_000, 3_200_000, scaling.BUCKET  # of messages: about those of a transformer block, and DDP's
+MESSAGES = 10, 10, 3  # how many of them are timed
 
 
 def messages(size: int) -> list[float]:
-    """The mean seconds that it takes to gather, to sum and scatter, and to sum MESSAGE bytes for all."""
-    whole, part = torch.zeros(MESSAGE // 4), torch.zeros(MESSAGE // 4 // size)
+    """The mean seconds that it takes to gather, to sum and scatter, and to sum for all, each of BYTES."""
     calls = (
-        lambda: distributed.all_gather_into_tensor(whole, part),
-        lambda: distributed.reduce_scatter_tensor(part, whole),
-        lambda: distributed.all_reduce(whole),
+        lambda whole, part: distributed.all_gather_single(whole, part),
+        lambda whole, part: distributed.reduce_scatter_single(part, whole),
+        lambda whole, part: distributed.all_reduce(whole),
     )
     found = []
-    for call in calls:
-        seconds = []
-        for _ in range(STEPS):
+    for call, length, count in zip(calls, BYTES, MESSAGES, strict=True):
+        part, seconds = torch.zeros(length // 4 // size), []
+        whole = part.repeat(size)
+        for _ in range(WARM + count):
             dist.barrier()
             began = time.perf_counter()
-            call()
+            call(whole, part)
             seconds.append(time.perf_counter() - began)
-        found.append(float(np.mean(seconds)))
+        found.append(float(np.mean(seconds[WARM:])))
     return found
 
 
@@ -130,9 +131,7 @@ def main() -> None:
     for processes in [1, *args.processes]:
         with Hosts(processes) as hosts:
             alone = measure(hosts, args, "alone", together=False)
-            guess = scaling.Machine(
-                (1e11, 1e11), 1e10, 1e-5, 0, 0, 1, 0, 0, LATENCY, overlaps=False, scatter=2
-            )
+            guess = scaling.Machine((1e11, 1e11), 1e10, 1e-5, 0, 0, 1, 0, 0, LATENCY, overlaps=False)
             ratio = scaling.predict(step, guess, 1, args.batch)["seconds"] / alone
             own = replace(guess, flops=(1e11 * ratio,) * 2, bandwidth=1e10 * ratio, launch=1e-5 / ratio)
             print(f"{processes} processes that send nothing: {alone:.3f} s a step", flush=True)
@@ -140,7 +139,9 @@ def main() -> None:
                 for number in range(processes):
                     hosts.limit(number, mbit)
                 machine = replace(own, link=mbit * 1e6 / 8, network=mbit * 1e6 / 8)
-                passes = measure(hosts, args, "messages") / machine.message(MESSAGE, processes)
+                passes = measure(hosts, args, "messages") / [
+                    machine.message(length, processes) for length in BYTES
+                ]
                 machine = replace(machine, passes=tuple(passes))
                 print(
                     f"{processes} processes, {mbit:g} Mbit/s: messages take {passes.round(2)} of their bytes"

@@ -1,8 +1,6 @@
-"""Prints the tables of predictions in docs/scaling.md: python tests/scaling_tables.py [NAME ...]
+"""Prints the tables of predictions in docs/scaling.md. Nothing here is measured: see bench_scaling.py."""
 
-Nothing here is measured: see tests/bench_scaling.py.
-"""
-
+import argparse
 import sys
 from pathlib import Path
 
@@ -68,8 +66,10 @@ def row(name: str, step: scaling.Trace, gpus: int) -> str:
 
 
 def main() -> None:
-    rows, many = [], []
-    for name in sys.argv[1:] or MODELS:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    args, rows, many = parser.parse_args(), [], []
+    for name in args.models:
         for size in SIZES:
             with torch.device("meta"):
                 model = FractalGen(**arguments(name, size))
