@@ -23,7 +23,6 @@ from util.errors import UserError
 
 UTILISATION = {"flops": 0.6, "bandwidth": 0.75, "network": 0.8}  # of the data sheets' rates
 BUCKET = 25 * 2**20  # bytes of gradients that DDP sends together
-TRACED = (2, 4)  # images of the steps that are traced
 UPDATE, AVERAGE = 28, 12  # bytes that AdamW, and averaging, read and write for a weight
 GIB = 2**30
 
@@ -54,109 +53,102 @@ class Machine:
     overlaps: bool = True
     passes: tuple[float, float, float] = (1.0, 1.0, 2.0)
 
-    def message(self, size: float, processes: int) -> float:
-        """Seconds of a pass of `size` bytes of which each process keeps a part."""
+    def message(self, size: float, processes: int, passes: float = 1.0) -> float:
+        """Seconds in which `size` bytes pass so often through a ring of processes that keep a part each."""
         if processes == 1:
             return 0.0
-        # a ring through all processes leaves a host by all of its connections at once
+        # the rings of a host's processes leave it by all of its connections at once
         speed = self.link if processes <= self.per_host else min(self.link, self.per_host * self.network)
-        hops = min(processes - 1, 2 * math.ceil(math.log2(processes)))
-        return (processes - 1) / processes * size / speed + hops * self.latency
+        hops = min(processes, self.per_host) + math.ceil(processes / self.per_host) - 2
+        return passes * (processes - 1) / processes * size / speed + hops * self.latency
 
 
 def data_sheet(
-    tflops: tuple[float, float], terabytes: float, gib: float, price: float, link: float
+    tflops: tuple[float, float], terabytes: float, gib: float, price: float, link: float, network: float
 ) -> Machine:
-    """A GPU of eight a host, by its data sheet: float32 and dense bfloat16, TB/s, GiB, $/h, GB/s one way."""
+    """A GPU of eight a host: float32 and dense bfloat16, TB/s, GiB, $/h, GB/s to its host and to others."""
     share = UTILISATION
     flops = tuple(share["flops"] * rate * 1e12 for rate in tflops)
     return Machine(
         flops, share["bandwidth"] * terabytes * 1e12, 5e-6, gib, price, 8,
-        share["network"] * link * 1e9, share["network"] * 50e9, 10e-6,
+        share["network"] * link * 1e9, share["network"] * network * 1e9, 10e-6,
     )  # fmt: skip
 
 
 GPUS = {
-    "a100": data_sheet((19.5, 312), 2.0, 80, 1.5, 300),
-    "h100": data_sheet((67, 989), 3.35, 80, 2.5, 450),
-    "h200": data_sheet((67, 989), 4.8, 141, 3.0, 450),
-    "b200": data_sheet((80, 2250), 8.0, 180, 5.0, 900),
+    "a100": data_sheet((19.5, 312), 2.0, 80, 1.5, 300, 25),
+    "h100": data_sheet((67, 989), 3.35, 80, 2.5, 450, 50),
+    "h200": data_sheet((67, 989), 4.8, 141, 3.0, 450, 50),
+    "b200": data_sheet((80, 2250), 8.0, 180, 5.0, 900, 50),
 }
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a training step of TRACED images does, with an average number of masked patches.
+    """What a training step of a `batch` does in a process, with an average number of masked patches.
 
-    work    (operations, 2, 2): of each, what its matrix products compute and its bytes, for both numbers of
-            images; from these it grows evenly. parts: (operations,) the level, or -1 for the backward pass
-    kept    (2,) bytes at most that the passes allocate, gradients left out
-    units   for each level the weights of its rest and of each of its blocks
-    half    whether autocast is bfloat16
+    work   (operations, 2): of each, what its matrix products compute and its bytes
+    parts  (operations,) the level, or -1 for the backward pass
+    kept   bytes at most that the passes allocate, gradients left out
+    units  for each level the weights of its rest and of each of its blocks
+    half   whether autocast is bfloat16; sharded: whether the weights are divided and gathered in that type
     """
 
     work: np.ndarray
     parts: np.ndarray
-    kept: np.ndarray
+    kept: int
     units: tuple[tuple[int, ...], ...]
+    batch: int
     half: bool
+    sharded: bool
 
 
 def _forget(weight: torch.Tensor) -> None:
     weight.grad = None
 
 
-def trace(arguments: dict, half: bool) -> Trace:
+def trace(arguments: dict, batch: int, *, half: bool = False, sharded: bool = False) -> Trace:
     """Traces a training step of FractalGen(**arguments), with autocast to bfloat16 if `half`."""
     with torch.device("meta"):
         model = FractalGen(**arguments)
-    patches, found, kept = list(map(patches_in_training, model.generators)), [], []
-    for batch_size in TRACED:
-        operations, memory = Operations(), LiveBytes()
-        with FakeTensorMode():
-            model = FractalGen(**arguments).train()
-            *_, head = softmax_heads(model)
-            levels = [*model.generators, head]
-            for number, level in enumerate(levels):
-                level.register_forward_pre_hook(partial(operations.begin, number))
-            for weight in model.parameters():
-                weight.register_post_accumulate_grad_hook(_forget)
-            forward = masked_forward(model, patches, batch_size)
-            with memory, operations:
-                with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                    loss = forward()
-                operations.begin(-1)
-                loss.backward()
-        found.append(operations.found)
-        kept.append(memory.peak)
+    patches = list(map(patches_in_training, model.generators))
+    operations, memory = Operations(), LiveBytes()
+    with FakeTensorMode():
+        model = FractalGen(**arguments).train()
+        for weight in model.parameters() if half and sharded else ():
+            weight.data = weight.data.bfloat16()  # as they are gathered: autocast makes no copies
+        *_, head = softmax_heads(model)
+        levels = [*model.generators, head]
+        for number, level in enumerate(levels):
+            level.register_forward_pre_hook(partial(operations.begin, number))
+        for weight in model.parameters():
+            weight.register_post_accumulate_grad_hook(_forget)
+        forward = masked_forward(model, patches, batch)
+        with memory, operations:
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss = forward()
+            operations.begin(-1)
+            loss.backward()
     units = []
     for level in levels:
         blocks = [sum(p.numel() for p in block.parameters()) for block in level.blocks]
         units.append((sum(p.numel() for p in level.parameters()) - sum(blocks), *blocks))
     rest = sum(p.numel() for p in model.parameters()) - sum(map(sum, units))
     units[0] = (units[0][0] + rest, *units[0][1:])
-    few, more = (np.array(operations, float) for operations in found)
-    work = np.stack([few[:, 1:], more[:, 1:]], -1)
-    return Trace(work, few[:, 0].astype(int), np.array(kept, float), tuple(units), half)
-
-
-def _of(batch: int, values: np.ndarray) -> np.ndarray:
-    """What is known of TRACED images, for a batch."""
-    return values[..., 0] + (values[..., 1] - values[..., 0]) * (batch - TRACED[0]) / (TRACED[1] - TRACED[0])
+    parts, *work = np.array(operations.found, float).T
+    return Trace(np.stack(work, -1), parts.astype(int), memory.peak, tuple(units), batch, half, sharded)
 
 
 def predict(
-    step: Trace, machine: Machine, processes: int, batch: int, *, accum: int = 1, sharded: bool = False,
-    averaged: bool = False,
-) -> dict[str, float]:  # fmt: skip
-    """Predicts a training step of `accum` batches of `batch` images in each process.
+    step: Trace, machine: Machine, processes: int, *, accum: int = 1, averaged: bool = False
+) -> dict[str, float]:
+    """Predicts a training step of `accum` batches in each process.
 
     Returns seconds of a step, how many of them are for computing and how many wait for messages; the GB that
     a process sends; its GiB of memory; images a second of all; and dollars for a million images.
     """
-    amounts = _of(batch, step.work)
     rates = np.array([machine.flops[step.half], machine.bandwidth])
-    times = np.maximum((amounts / rates).max(-1), machine.launch)
+    times = np.maximum((step.work / rates).max(-1), machine.launch)
     forward = [times[step.parts == level].sum() for level in range(len(step.units))]
     backward = times[step.parts == -1].sum() / sum(forward)  # of a level, to its forward pass
     units = [  # weights, seconds of the forward pass
@@ -164,28 +156,28 @@ def predict(
         for of_level, seconds in zip(step.units, forward, strict=True)
         for weights in of_level
     ]
-    all_weights, kept = sum(map(sum, step.units)), processes if sharded else 1
+    all_weights, kept = sum(map(sum, step.units)), processes if step.sharded else 1
     computing = accum * times.sum() + (UPDATE + AVERAGE * averaged) * all_weights / kept / machine.bandwidth
     element, (gather, scatter, reduce) = 2 if step.half else 4, machine.passes
-    if sharded:
-        gathers = [gather * machine.message(element * weights, processes) for weights, _ in units]
-        scatters = [scatter * machine.message(4 * weights, processes) for weights, _ in units]
+    of_weight, of_unit = (16 + 4 * averaged) / kept, 0  # bytes
+    if step.sharded:
+        gathers = [machine.message(element * weights, processes, gather) for weights, _ in units]
+        scatters = [machine.message(4 * weights, processes, scatter) for weights, _ in units]
         seconds = [seconds for _, seconds in units]
         there = _pipeline(seconds, gathers, [0.0] * len(units), machine.overlaps)
         back = [backward * seconds for seconds in seconds[::-1]]
         waiting = accum * (there + _pipeline(back, gathers[::-1], scatters[::-1], machine.overlaps))
+        sent = accum * (2 * element * gather + 4 * scatter)
+        of_unit = 2 * element + element + 4  # two that are gathered, and gradients before and in a message
     else:
-        waiting = _buckets(units, backward, lambda size: reduce * machine.message(size, processes))
-    of_weight = (16 + 4 * averaged) / kept + (4 if processes > kept else 0)  # DDP's buckets
-    # A sharded model has two gathered units in place of the copies of all weights that autocast makes.
-    copies = 2 * all_weights * step.half
-    gathered = 2 * max(weights for weights, _ in units) * element - copies if sharded else 0
-    sent = accum * (2 * element * gather + 4 * scatter) if sharded else 4 * reduce  # bytes of a weight
-    seconds, images = computing + waiting, processes * batch * accum
+        waiting = _buckets(units, backward, lambda size: machine.message(size, processes, reduce))
+        sent = 4 * reduce
+        of_weight += 4 * (processes > 1)  # buckets
+    memory = of_weight * all_weights + of_unit * max(weights for weights, _ in units) + step.kept
+    seconds, images = computing + waiting, processes * step.batch * accum
     found = {
         "seconds": seconds, "computing": computing, "waiting": waiting,
-        "sent_gb": sent * all_weights * (processes - 1) / processes / 1e9,
-        "gib": (of_weight * all_weights + gathered + _of(batch, step.kept)) / GIB,
+        "sent_gb": sent * all_weights * (processes - 1) / processes / 1e9, "gib": memory / GIB,
         "images_per_s": images / seconds,
         "dollars_per_million_images": machine.price / 3600 * processes * seconds / images * 1e6,
     }  # fmt: skip
@@ -195,16 +187,20 @@ def predict(
 def predict_step(args: argparse.Namespace, arguments: dict, lines: list[str]) -> dict:
     """The prediction for `--gpus`, if there are any, each with `--batch_size` images; adds a line of it.
 
-    Raises UserError for a GPU that is not known.
+    Raises UserError for flags that cannot be predicted.
     """
     if args.gpu not in GPUS:
         raise UserError(f"--gpu {args.gpu}: not known; one of {', '.join(GPUS)}")
     if not args.gpus:
         return {}
+    if args.optimizer != "adamw":
+        raise UserError(f"--gpus predicts steps of AdamW, not of --optimizer {args.optimizer}")
+    if args.shard and args.gpus == 1:
+        raise UserError("--shard divides a model among GPUs: give more than --gpus 1")
     machine, half = GPUS[args.gpu], args.amp != "off"
-    step = trace({**arguments, "grad_checkpointing": args.grad_checkpointing}, half)
-    how = {"accum": args.accum_iter, "sharded": args.shard, "averaged": bool(args.ema)}
-    found = predict(step, machine, args.gpus, args.batch_size, **how)
+    arguments = {**arguments, "grad_checkpointing": args.grad_checkpointing}
+    step = trace(arguments, args.batch_size, half=half, sharded=args.shard)
+    found = predict(step, machine, args.gpus, accum=args.accum_iter, averaged=bool(args.ema))
     kind = f"{'sharded' if args.shard else 'DDP'}, {'bfloat16' if half else 'float32'}"
     lines.append(
         f"predicted, not measured: {args.gpus} {args.gpu}, {kind}: {found['seconds']:.3g} s a step, "

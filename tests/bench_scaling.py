@@ -127,12 +127,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.worker:
         return work(args)
-    step, found = scaling.trace(PRESETS[args.model].arguments, half=False), []
+    arguments, found = PRESETS[args.model].arguments, []
+    steps = {x: scaling.trace(arguments, args.batch, sharded=x == "sharded") for x in ("ddp", "sharded")}
     for processes in [1, *args.processes]:
         with Hosts(processes) as hosts:
             alone = measure(hosts, args, "alone", together=False)
             guess = scaling.Machine((1e11, 1e11), 1e10, 1e-5, 0, 0, 1, 0, 0, LATENCY, overlaps=False)
-            ratio = scaling.predict(step, guess, 1, args.batch)["seconds"] / alone
+            ratio = scaling.predict(steps["ddp"], guess, 1)["seconds"] / alone
             own = replace(guess, flops=(1e11 * ratio,) * 2, bandwidth=1e10 * ratio, launch=1e-5 / ratio)
             print(f"{processes} processes that send nothing: {alone:.3f} s a step", flush=True)
             for mbit in args.mbit if processes > 1 else ():
@@ -148,8 +149,7 @@ def main() -> None:
                 )
                 for kind in args.kinds:
                     seconds = float(measure(hosts, args, kind))
-                    how = {"sharded": kind == "sharded"}
-                    said = scaling.predict(step, machine, processes, args.batch, **how)["seconds"]
+                    said = scaling.predict(steps[kind], machine, processes)["seconds"]
                     found.append([processes, mbit, kind, seconds, said])
                     print(
                         f"{processes} processes, {mbit:g} Mbit/s, {kind}: {seconds:.3f} s, predicted {said:.3f} s, "

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -34,35 +35,40 @@ def arguments(name: str, size: int) -> dict:
     }  # fmt: skip
 
 
-def fitting(step: scaling.Trace, gpus: int, sharded: bool) -> tuple[int, dict] | None:
+@cache
+def traced(name: str, size: int, batch: int, sharded: bool) -> scaling.Trace:
+    return scaling.trace(arguments(name, size), batch, half=True, sharded=sharded)
+
+
+def fitting(name: str, size: int, gpus: int, sharded: bool) -> tuple[int, dict] | None:
     """The largest batch of a GPU that divides its images and fits, and the prediction for it."""
     images = max(1, IMAGES // gpus)
     machine, batch = scaling.GPUS[GPU], min(32, images)
-    while batch:
-        found = scaling.predict(
-            step, machine, gpus, batch, accum=images // batch, sharded=sharded, averaged=True
-        )
+    while batch and not (sharded and gpus == 1):
+        step = traced(name, size, batch, sharded)
+        found = scaling.predict(step, machine, gpus, accum=images // batch, averaged=True)
         if found["gib"] <= FULL * machine.gib:
             return batch, found
-        batch //= 2
+        weights = 24 * sum(map(sum, step.units)) / (gpus if sharded else 1)
+        batch = batch // 2 if weights < FULL * machine.gib * 2**30 else 0
     return None
 
 
-def row(name: str, step: scaling.Trace, gpus: int) -> str:
+def row(title: str, name: str, size: int, gpus: int) -> str:
     cells = []
     for sharded in (False, True):
-        if (found := fitting(step, gpus, sharded)) is None:
+        if (found := fitting(name, size, gpus, sharded)) is None:
             cells += ["too large", "", "", "", ""]
             continue
         batch, said = found
         cells += [
-            f"{batch} x {max(1, IMAGES // gpus) // batch}",
+            f"{batch} × {max(1, IMAGES // gpus) // batch}",
             f"{said['gib']:.0f}",
-            f"{said['sent_gb']:.3g}",
+            f"{said['sent_gb']:,.3g}" if said["sent_gb"] < 100 else f"{said['sent_gb']:,.0f}",
             f"{said['seconds']:.3g} ({said['waiting'] / said['seconds']:.0%})",
             f"{said['dollars_per_million_images']:,.0f}",
         ]
-    return f"| {name} | " + " | ".join(cells) + " |"
+    return f"| {title} | " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -75,12 +81,11 @@ def main() -> None:
                 model = FractalGen(**arguments(name, size))
             gflops = [count / 1e9 for count in forward_cost(model)[0]]
             weights = sum(p.numel() for p in model.parameters())
-            step = scaling.trace(model.arguments | {"grad_checkpointing": True}, half=True)
             print(f"| {name} | {size} | {weights / 1e6:,.0f} M | {sum(gflops):,.0f} | "
                   f"{', '.join(f'{x:,.0f}' for x in gflops)} |", flush=True)  # fmt: skip
-            rows.append(row(f"{name}, {size} px", step, 64))
+            rows.append(row(f"{name}, {size:,} px", name, size, 64))
             if size == 256 and name in ("large", "10 B"):
-                many += [row(f"{name}, {gpus:,}", step, gpus) for gpus in (1, 8, 64, 256, 1024)]
+                many += [row(f"{name}, {gpus:,}", name, size, gpus) for gpus in (1, 8, 64, 256, 1024)]
     print("\n".join(["", *rows, "", *many]))
 
 
