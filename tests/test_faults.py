@@ -131,8 +131,11 @@ def uninterrupted_sharded(data, tmp_path_factory):
     return out
 
 
-def test_killed_twice_a_sharded_run_ends_like_an_uninterrupted_one(data, uninterrupted_sharded, tmp_path):
-    kill_at_random_moments(data, tmp_path, 2, 0, "--shard", processes=2)
+@pytest.mark.faults
+def test_killed_twelve_times_a_sharded_run_ends_like_an_uninterrupted_one(
+    data, uninterrupted_sharded, tmp_path
+):
+    kill_at_random_moments(data, tmp_path, 12, 0, "--shard", processes=2)
     assert_same_end(tmp_path, uninterrupted_sharded)
 
 

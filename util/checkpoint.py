@@ -154,11 +154,12 @@ def locate(resume: str | Path) -> Path:
     return pretrained if pretrained.exists() and not (path / NAME).exists() else path / NAME
 
 
-def load(path: Path, *, mmap: bool = False, like: Callable | None = None) -> dict:
+def load(path: Path, *, mmap: bool = False, like: Callable | None = None, optimizer: bool = True) -> dict:
     """Loads a checkpoint to the host. Raises UserError if it is missing, damaged, hostile or no checkpoint.
 
-    A safetensors file gives {"model": weights}. With `mmap` the tensors of a checkpoint stay on disk until
-    used. `like` is for a sharded model, see `sharding.fill`.
+    A safetensors file gives {"model": weights}. With `mmap` the tensors of a single file stay on disk until
+    used; of a checkpoint in parts, those of the optimiser are left out without `optimizer`. `like` is for a
+    sharded model, see `sharding.fill`.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the file or the folder that holds {NAME}")
@@ -174,7 +175,7 @@ def load(path: Path, *, mmap: bool = False, like: Callable | None = None) -> dic
             reason = one_line(next(lines, "not a pickle of weights").split(". Please")[0])
             raise UserError(f"refused, it is damaged or holds more than weights ({reason})") from error
     content = dict(dict.items(content)) if isinstance(content, dict) else {}
-    in_parts = "shards" in content
+    in_parts = bool(content.get("shards"))
     for key in ("model", "model_ema"):
         if key == "model" or content.get(key) is not None:
             content[key] = check_weights(content.get(key), path, key, in_parts)
@@ -183,7 +184,7 @@ def load(path: Path, *, mmap: bool = False, like: Callable | None = None) -> dic
 
         with reading(path, "is no checkpoint"):
             folder = shards_of(numbered(path.parent, int(content.get("step", 0))))
-        content = fill(content, folder, like)
+        content = fill(content, folder, like, optimizer)
     return content
 
 

@@ -156,19 +156,24 @@ class HashingFile:
         self.file.flush()
 
 
-def check_archive(path: Path) -> None:
+def check_archive(file: Path | IO[bytes]) -> None:
     """Raises UserError for a zip file that torch.save cannot have written, because it could fill the memory.
 
     torch.save compresses nothing, and its members lie one after the other from the beginning of the file. A
     compressed or overlapping member may be a thousand times as large as the file. Files of other formats
     pass.
     """
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(file):
         return
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
     compressed = [member for member in members if member.compress_type != zipfile.ZIP_STORED]
-    total, size = sum(member.file_size for member in members), path.stat().st_size
+    total = sum(member.file_size for member in members)
+    if isinstance(file, Path):
+        size = file.stat().st_size
+    else:
+        file.seek(0, os.SEEK_END)
+        size = file.tell()
     begin = min((member.header_offset for member in members), default=0)
     if compressed or total > size or begin:
         name = f"a compressed member, {one_line(compressed[0].filename)}" if compressed else "odd members"

@@ -48,7 +48,7 @@ def convert(
     """
     check_writable(folder / checkpoint.SAFETENSORS_NAME if folder.is_dir() else folder, str(folder))
     key = "model_ema" if ema else "model"
-    if not (tensors := checkpoint.load(source).get(key)):
+    if not (tensors := checkpoint.load(source, optimizer=False).get(key)):
         raise UserError(f"{source}: holds no weights {key!r}")
     embedding = tensors.get("class_emb.weight", torch.empty(0))
     model = fractalgen.build(name, class_num=len(embedding) if embedding.dim() else 1).eval()
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
         "models.hub.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", help="the file, or the folder with checkpoint-last.pth")
-    parser.add_argument("folder", type=Path, help="where model.safetensors and config.json shall be written")
+    parser.add_argument("folder", type=Path, help="where the files shall be written")
     names = ", ".join(fractalgen.PRESETS)
     kinds = parser.add_mutually_exclusive_group(required=True)
     kinds.add_argument("--model", choices=fractalgen.PRESETS, metavar="NAME", help=names)
@@ -115,6 +115,10 @@ def main(argv: list[str] | None = None) -> None:
                 class_names = args.class_names.read_text(encoding="utf-8").splitlines()
         source = checkpoint.locate(args.checkpoint)
         if args.model is None:
+            if args.ema or args.class_names:
+                raise UserError(
+                    "--ema and --class_names need --model: --single and --sharded keep everything"
+                )
             path = rewrite(source, args.folder, args.sharded)
             return print(path)
         number = convert(source, args.folder, args.model, ema=args.ema, class_names=class_names)

@@ -142,6 +142,12 @@ def check(args: argparse.Namespace, cells: Sequence[dict]) -> None:
     check_ranges(args)
     if args.shard and args.optimizer == "muon":
         raise UserError("--shard needs --optimizer adamw: Muon's updates need whole matrices")
+    if args.shard and (args.evaluate_nll or args.evaluate_gen or args.sweep):
+        raise UserError(
+            "--shard is for training: leave it out, an evaluation reads its checkpoints without it"
+        )
+    if args.gpus and not args.dry_run:
+        raise UserError(f"--gpus {args.gpus} only predicts: give --dry_run too")
     if args.class_num is not None and not isinstance(args.class_labels, str):
         check_classes(args)
     preset = fractalgen.PRESETS[args.model]

@@ -62,7 +62,7 @@ class Source:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights; of a checkpoint with averaged weights, these. Raises UserError."""
-        content = checkpoint.load(self.path, mmap=True)
+        content = checkpoint.load(self.path, mmap=True, optimizer=False)
         return content.get("model_ema") or content["model"]
 
 

@@ -5,6 +5,7 @@ functions of (seed, epoch, image number). They do not depend on the number of pr
 are normalised later, on the device (util/pixels.py).
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,7 +71,7 @@ class ImageDataset(Dataset):
     ):  # fmt: skip
         source.check(shape, alphabet)
         self.source, self.classes, self.shape, self.alphabet = source, source.classes, shape, alphabet
-        self.seed, self.training = seed, training
+        self.seed, self.training, self.checking = seed, training, False
         self.augment = Augmentation(flip and source.can_mirror, shift)
         self.augment.check(shape)
 
@@ -87,7 +88,8 @@ class ImageDataset(Dataset):
     def __getitems__(self, items: list[tuple[int, int]]) -> tuple[list, dict[int, str]]:
         """Returns the items of a batch, and the errors of bad images by number. torch's loader calls this.
 
-        Images that are lost with their shard count as one, with the number of the first.
+        In training, images that are lost with their shard count as one, with the number of the first; so they
+        do if `checking`. Otherwise, as in an evaluation, UserError is raised, since many would be left out.
         """
         batch, bad = [], {}
         for epoch, index in items:
@@ -99,6 +101,8 @@ class ImageDataset(Dataset):
                     break
                 except UserError as error:
                     lost = getattr(error, "images", range(number, number + 1))
+                    if hasattr(error, "images") and not (self.training or self.checking):
+                        raise
                     bad[lost.start], first = str(error), first or error
                     number = (number + len(lost)) % len(self)
             else:
@@ -242,6 +246,8 @@ def find_bad(dataset: ImageDataset, world: World, num_workers: int, progress_bar
 
     The data set must not be one for `training`, which takes others in their place.
     """
+    dataset = copy.copy(dataset)
+    dataset.checking = True
     loader = make_loader(dataset, 32, world, shuffled=False, num_workers=num_workers, pin_memory=False)
     hidden = None if progress_bar else True  # None: hidden unless there is a terminal
     with tqdm(total=len(dataset), desc="checking", unit="image", disable=hidden) as bar:

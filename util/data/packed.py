@@ -105,7 +105,7 @@ class Packed(Source):
                 f"{files.cache[1] / 1e9:g}, so shards are fetched again and again; give more"
             )
         self.images = Shards(files, lambda k: part(IMAGES, k), count, self.length, row)
-        self.first_look = self.length
+        self.first_look = min(self.length, count)
         return labels
 
     def name(self, index: int) -> str:

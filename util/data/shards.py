@@ -5,6 +5,7 @@ a folder it is checked once on a machine; a mark in the cache says so until size
 address it is checked when the shard has come, which then lies in the cache under its hash.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -21,6 +22,7 @@ from util.errors import UserError, one_line, reading, warn_once
 from util.files import atomic_write, check_writable, sha256
 
 PAUSES = (1, 2, 4, 8, 16, 32)  # seconds between attempts to fetch a file
+MINUTE = 60  # in which other processes do not try what has failed
 LOST = 600  # seconds until a lost shard is tried again
 MAX_OPEN = 128  # files of a process
 
@@ -29,7 +31,7 @@ def location(root: Path | str) -> Path | str:
     """A folder as a Path, and an address such as s3://bucket/pack as a text without a slash at its end."""
     if isinstance(root, Path) or "://" not in root:
         return Path(root)
-    if re.search(r"//[^/]*:[^/]*@|\?", root):  # it would stand in logs and checkpoints
+    if re.search(r"//[^@]*:[^@]*@|//[^/@]*@|\?", root):  # it would stand in logs and checkpoints
         raise UserError("an address of data must hold no password and no '?'; give keys by the environment")
     return root.rstrip("/")
 
@@ -82,9 +84,13 @@ class PackFiles:
         with suppress(FileNotFoundError):
             return os.open(f"{folder}/{self.hashes[name]}", os.O_RDONLY)
         path = folder / self.hashes[name]
+        failed = path.with_suffix(".failed")
         with FileLock(path.with_suffix(".lock")):
             with suppress(FileNotFoundError):  # another process has fetched it in the meantime
                 return os.open(path, os.O_RDONLY)
+            with suppress(FileNotFoundError):  # or could not: all others that waited do not try it again
+                if time.time() - failed.stat().st_mtime < MINUTE:
+                    raise UserError(failed.read_text(encoding="utf-8"))
             warn_once(f"fetching {self.place}/{name} ({size / 1e6:,.0f} MB)")
             make_room(folder, limit - size, killed=folder.glob(f"{path.name}.*.tmp"))
             with atomic_write(path) as part:
@@ -93,7 +99,13 @@ class PackFiles:
                     fs.get_file(source, str(part))
                     check_hash(part, path.name)
 
-                self.attempt(name, fetch)
+                try:
+                    self.attempt(name, fetch)
+                except UserError as error:
+                    with suppress(OSError):
+                        failed.write_text(str(error), encoding="utf-8")
+                    raise
+                failed.unlink(missing_ok=True)
                 return os.open(part, os.O_RDONLY)
 
     def attempt(self, name: str, action: Callable):
@@ -112,6 +124,8 @@ class PackFiles:
                 reason = "no such file" if isinstance(error, FileNotFoundError) else error
                 break
             except Exception as error:  # each file system has errors of its own
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                    raise UserError(f"FRACTALGEN_CACHE {self.cache[0]}: {error.strerror}") from None
                 reason = error
                 if pause is None:
                     self.pauses = PAUSES[:1]
@@ -151,9 +165,7 @@ class Shards:
         self, files: PackFiles, name: Callable[[int], str], count: int, length: int, row: np.ndarray
     ):  # fmt: skip
         self.files, self.name, self.count, self.length, self.row = files, name, count, length, row
-        self.opened: dict[
-            int, tuple[int, int]
-        ] = {}  # descriptor of a shard in a folder, and where rows begin
+        self.opened: dict[int, tuple[int, int]] = {}  # descriptors of shards, and where rows begin
         self.lost: dict[int, tuple[float, UserError]] = {}  # when a shard was lost, and why
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -164,13 +176,18 @@ class Shards:
         first, values = index - number, np.empty(self.row.shape, self.row.dtype)
         try:
             file, start = self.opened.get(shard) or self.open(shard)
-            count = os.preadv(file, [values], start + number * values.nbytes)
-            if self.files.is_remote:  # an open file would keep its space on the disk when it has made room
-                os.close(file)
+            try:
+                count = os.preadv(file, [values], start + number * values.nbytes)
+            finally:
+                if (
+                    self.files.is_remote
+                ):  # an open file would keep its space on the disk when it has made room
+                    self.close(shard)
             if count < values.nbytes:
                 raise OSError("too short")
             return values
         except (UserError, OSError) as error:
+            self.close(shard)  # it is opened anew when it is tried again
             images = range(first, min(first + self.length, self.count))
             if isinstance(error, OSError):
                 error = f"cannot be read ({one_line(error.strerror or error)})"
@@ -182,9 +199,11 @@ class Shards:
     def open(self, shard: int) -> tuple[int, int]:
         size = min(self.length, self.count - shard * self.length) * self.row.nbytes
         file = self.files.open(self.name(shard), size)
-        found = file, os.fstat(file).st_size - size  # the header of the npy file comes before the rows
-        if not self.files.is_remote:
-            if len(self.opened) == MAX_OPEN:
-                os.close(self.opened.pop(next(iter(self.opened)))[0])
-            self.opened[shard] = found
-        return found
+        if len(self.opened) == MAX_OPEN:
+            self.close(next(iter(self.opened)))
+        self.opened[shard] = file, os.fstat(file).st_size - size  # the npy file's header is before the rows
+        return self.opened[shard]
+
+    def close(self, shard: int) -> None:
+        if shard in self.opened:
+            os.close(self.opened.pop(shard)[0])

@@ -144,14 +144,12 @@ def write_images(source: Source, folder: Path, num_workers: int, progress: dict)
     dataset = ImageDataset(source, tuple(progress["shape"]), Alphabet(*progress["alphabet"]), seed=0)
     loader = make_loader(dataset, BATCH, World(), shuffled=False, num_workers=num_workers, pin_memory=False)
     loader.batch_sampler.start = progress["done"]
-    shards, begun, seen = parts(len(source), progress["shard_images"]), progress["done"], 0
+    shards, begun = parts(len(source), progress["shard_images"]), progress["done"]
     with tqdm(total=len(source), initial=begun, desc=folder.name, unit="image", disable=None) as bar:
         for values, _, indices in loader:
             first = int(indices[0]) // BATCH * BATCH
             rows = np.zeros((min(BATCH, len(source) - first), *values.shape[1:]), dataset.alphabet.stored)
             rows[indices - first] = values.numpy()  # a bad image stays black
-            seen += len(indices)
-            check_lost(first + len(rows) - begun - seen, loader.bad)
             for number, images in shards:
                 begin, end = max(first, images.start), min(first + len(rows), images.stop)
                 if begin < end:
@@ -161,16 +159,9 @@ def write_images(source: Source, folder: Path, num_workers: int, progress: dict)
             progress["bad"].update(loader.bad)
             write_json(folder / PROGRESS, progress)
             bar.update(progress["done"] - bar.n)
-    check_lost(len(source) - begun - seen, loader.bad)
     progress["bad"].update(loader.bad)
     for number, images in shards:  # fills up with zeros where the last images are bad
         write_rows(folder / part(IMAGES, number), len(images), np.empty(0))
-
-
-def check_lost(missing: int, bad: dict[int, str]) -> None:
-    """Raises UserError if more images are missing than are bad: of a lost shard these name one image only."""
-    if missing > len(bad):
-        raise UserError(f"a pack of other data must have all shards; {[*bad.values()][-1]}")
 
 
 def write_rows(path: Path, row: int, rows: np.ndarray) -> None:

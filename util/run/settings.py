@@ -15,7 +15,8 @@ FINITE = sys.float_info.max
 RANGES = {
     "batch_size accum_iter epochs save_last_freq eval_freq nll_bsz nll_forward_number": (1, math.inf),
     "num_images gen_bsz chunk feature_cache_interval save_every_steps keep_last patience": (1, math.inf),
-    "max_bad_steps start_epoch num_workers shift": (0, math.inf),
+    "max_bad_steps start_epoch num_workers shift gpus": (0, math.inf),
+    "dist_timeout": (1, 10**8),  # seconds
     "class_num": (0, 10**6),  # whose embeddings alone take 4 GB in the largest models
     "warmup_epochs lr blr min_lr weight_decay r_weight": (0, FINITE),
     "grad_clip": (1e-6, math.inf),

@@ -9,9 +9,11 @@ admitted, and not the one that lets DCP unpickle other things than tensors. Tens
 """
 
 import copy
+import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -21,13 +23,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.utils import _ReaderView
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from util.dist import host_group
-from util.errors import UserError, reading
-from util.files import sha256, sidecar, to_disk, write_sidecar
+from util.errors import UserError, one_line, reading
+from util.files import check_archive, sha256, sidecar, to_disk, write_sidecar
 from util.run import weights
 
 LIST = ".metadata"
@@ -65,7 +68,8 @@ class _Writer(FileSystemWriter):
 
     def finish(self, metadata, results) -> None:
         super().finish(metadata, results)
-        to_disk(self.path)
+        with suppress(OSError):  # some systems cannot do this for a folder
+            to_disk(self.path)
         names = {result.storage_data.relative_path for of_process in results for result in of_process}
         hashes = {name: sidecar(self.path / name).read_text().split()[0] for name in sorted(names)}
         self.commit({LIST: sha256(self.path / LIST), **hashes})
@@ -81,9 +85,9 @@ class Saver:
 
     def wait_for_copy(self, *_) -> None:
         """Must be called before the tensors of the last checkpoint change."""
-        if self.copied is not None:
-            self.copied.result()
-            self.copied = None
+        copied, self.copied = self.copied, None
+        if copied is not None and (error := copied.exception()) is not None:
+            raise UserError(f"a checkpoint could not be copied to this host ({one_line(error)})") from error
 
     def start(self, content: dict, folder: Path, commit: Callable[[dict], None]) -> None:
         """Begins to copy and to write the tensors of a checkpoint, after the end of the one before.
@@ -110,6 +114,7 @@ class Saver:
 
     def wait(self) -> BaseException | None:
         """Waits for the end of writing. Returns, on all processes, what failed on one of them, or None."""
+        self.wait_for_copy()  # where that failed, the others do not hear of it until this process ends
         future, self.future = self.future, None
         error = future.exception() if future is not None else None
         return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
@@ -177,30 +182,48 @@ class _Unpickler(pickle.Unpickler):
         return ADMITTED[module, name]
 
 
+class _View(_ReaderView):
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """As of any file; torch's own seeks from the end in the wrong direction."""
+        return super().seek(self.len + offset) if whence == os.SEEK_END else super().seek(offset, whence)
+
+
 class _Reader(FileSystemReader):
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, names: Collection[str]):
         super().__init__(folder)
         with open(folder / LIST, "rb") as file:
             self.list = _Unpickler(file).load()
+        for place in self.list.storage_data.values():
+            if place.relative_path not in names or place.transform_descriptors:
+                raise UserError(f"refused, its list has an odd place, {one_line(place)}")
+            with open(folder / place.relative_path, "rb") as file:
+                check_archive(_View(file, place.offset, place.length))
         self.list.storage_meta = metadata.StorageMeta()
 
     def read_metadata(self, *args, **kwargs) -> metadata.Metadata:
         return self.list
 
 
-def fill(content: dict, folder: Path, like: Callable[[str], Tensor | None] | None) -> dict:
+def fill(
+    content: dict, folder: Path, like: Callable[[str], Tensor | None] | None, optimizer: bool = True
+) -> dict:
     """Puts the tensors into a checkpoint: those of `folder` in place of their paths, if it is in parts.
 
-    For a sharded model `like` is what `Sharded.like` returns: only this process's parts are read. Raises
-    UserError where files are missing or damaged, which of the processes of such a model the first one checks.
+    One in parts has no entry of the optimiser then, unless `optimizer`. For a sharded model `like` is what
+    `Sharded.like` returns: only this process's parts are read. Raises UserError where files are missing or
+    damaged, which of the processes of such a model the first one checks.
     """
     files, targets = content.pop("shards", {}), {}
     with reading(folder, "cannot be read"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # each process reads by itself
+        if (files and LIST not in files) or any(Path(name).name != name for name in files):
+            raise UserError("refused, it names other files than its own")
         for name, digest in files.items() if like is None or not torch.distributed.get_rank() else ():
+            if not (folder / name).is_file():  # but a device, which has no end
+                raise UserError(f"{name}: no such file")
             if sha256(folder / name) != digest:
                 raise UserError(f"damaged, {name} has not the SHA-256 that the checkpoint says")
-        reader = _Reader(folder) if files else None
+        reader = _Reader(folder, files) if files else None
 
         def put(path: str, value):
             weight = like(path) if like is not None else None
@@ -215,6 +238,8 @@ def fill(content: dict, folder: Path, like: Callable[[str], Tensor | None] | Non
                     value = distribute_tensor(value.to(weight.device), *place, src_data_rank=None)
             return value
 
+        if files and not optimizer:
+            content.pop("optimizer", None)
         content |= _walk({key: content[key] for key in TREES if key in content}, put)
         try:
             if targets:

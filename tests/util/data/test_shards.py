@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -171,8 +172,31 @@ def test_a_lost_shard_stands_out_like_a_bad_image(kind, pack, capsys):
     assert tool.main(["check", str(pack), "--splits", "train", "--num_workers", "0"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:] == [bad[21], "train: packed images of 8 px, 3 classes, 60 images, 2 bad"]
-    with pytest.raises(UserError, match=r"a pack of other data must have all shards; .*pictures-00003"):
+    for workers in (0, 1):  # an evaluation would leave out many images
+        with pytest.raises(UserError, match=r"pictures-00003.npy: cannot be read .*with it images 21 to 27"):
+            read(pack, workers, training=False)
+    with pytest.raises(UserError, match=r"pictures-00003.npy: cannot be read"):
         tool.pack(open_split(pack, "train"), pack / "again", (8, 8), RGB, 0)
+
+
+def test_a_file_that_failed_after_it_was_opened_is_opened_anew_when_it_is_tried_again(pack, monkeypatch):
+    source = open_split(pack, "train")
+    expected = source.cells(0, (8, 8), RGB)
+    shards_ = source.images
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.os, "preadv", lambda *_: 0)
+        with pytest.raises(UserError, match="too short"):
+            source.cells(0, (8, 8), RGB)
+    assert not shards_.opened
+    shards_.lost.clear()  # ten minutes later
+    assert torch.equal(source.cells(0, (8, 8), RGB), expected)
+
+
+def test_a_pack_of_less_than_a_shard_is_looked_at_and_read(files, tmp_path):
+    words = ["pack", str(files), str(tmp_path), "--img_size", "8", "--num_workers", "0", "--shard_gb", "1"]
+    assert tool.main(words) == 0
+    source = open_split(tmp_path, "train")
+    assert source.first_look == len(source) == 60
 
 
 def test_strict_data_stops_at_a_lost_shard(pack, tmp_path, capsys):
@@ -313,8 +337,27 @@ def test_a_transfer_that_breaks_is_tried_again(failures, memory, monkeypatch):
     with pytest.raises(UserError):
         source.cells(1, (8, 8), RGB)
     assert len(tries) == 3, "a lost shard is not asked for again at once"
+    with pytest.raises(UserError, match="GET https://host/x 503"):  # what has waited for the first one
+        open_split(memory, "train").cells(1, (8, 8), RGB)
+    assert len(tries) == 3, "nor by another process"
     monkeypatch.setattr(shards, "LOST", 0)
+    monkeypatch.setattr(shards, "MINUTE", 0)
     source.cells(1, (8, 8), RGB)
+
+
+def test_a_full_disk_of_the_cache_is_named_at_once(memory, monkeypatch):
+    source, tries = open_split(memory, "train"), []
+
+    def full(*_, **__):
+        tries.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", full)
+    with pytest.raises(
+        UserError, match=r"FRACTALGEN_CACHE /.*: No space left on device; with it images 0 to 6"
+    ):
+        source.cells(0, (8, 8), RGB)
+    assert len(tries) == 1
 
 
 def test_a_lost_network_is_waited_for_once(memory, monkeypatch):
@@ -339,6 +382,8 @@ def test_a_lost_network_is_waited_for_once(memory, monkeypatch):
             "s3://me:WORD@host/pack",
             "an address of data must hold no password and no '?'; give keys by the environment",
         ),
+        ("s3://me:W/ORD@host/pack", "an address of data must hold no password and no '?'"),
+        ("https://WORD@host/pack", "an address of data must hold no password and no '?'"),
         ("https://host/pack?token=WORD", "an address of data must hold no password and no '?'"),
         ("memory://one", "memory://one/train: a pack at an address must be in shards; pack with --shard_gb"),
     ],

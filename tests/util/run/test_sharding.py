@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import time
+import zipfile
 from argparse import Namespace
 
 import numpy as np
@@ -166,10 +167,10 @@ def check_saving(world: World, report: dict, folder) -> None:
 def check_loading(world: World, report: dict, folder) -> None:
     """What two processes wrote, and the single file that was made of it, are read by four, and written again."""
     truth = torch.load(folder / "truth.pt")
-    for name in ("sharded", "single"):
-        loaded, said = Trained("guided", world, "sharded"), []
+    for name, how in (("sharded", "sharded"), ("single", "sharded"), ("sharded", "ddp")):
+        loaded, said = Trained("guided", world, how), []
         loaded.state.begin(str(folder / name), None, None, said.append)
-        report[f"loaded {name}"] = loaded.state.step, same(joined(loaded), truth)
+        report[f"loaded {name} by {how}"] = loaded.state.step, same(joined(loaded), truth)
         if name == "single":
             loaded.state.save(folder / "again", 2, None)
             report["said"] = said
@@ -285,12 +286,12 @@ def test_all_processes_draw_images_with_all_weights(two):
     assert two[0]["images"] == two[1]["images"] != [0]
 
 
-@pytest.mark.parametrize("name", ["sharded", "single"])
-def test_another_number_of_processes_reads_it_bit_for_bit(four, name):
-    assert [report[f"loaded {name}"] for report in four] == [[3, True]] * 4
+@pytest.mark.parametrize("what", ["sharded by sharded", "single by sharded", "sharded by ddp"])
+def test_another_number_of_processes_reads_it_bit_for_bit(four, what):
+    assert [report[f"loaded {what}"] for report in four] == [[3, True]] * 4
 
 
-def test_one_process_and_ddp_read_it_bit_for_bit_and_say_so(four, folder):
+def test_one_process_reads_it_bit_for_bit_and_says_so(four, folder):
     alone, said = Trained("guided", World(), "alone"), []
     alone.state.begin(str(folder / "sharded"), None, None, said.append)
     assert same(joined(alone), torch.load(folder / "truth.pt"))
@@ -337,6 +338,51 @@ def test_a_list_of_tensors_cannot_run_code(two, folder, tmp_path, capfd):
         with pytest.raises(UserError, match="refused, it holds more than a list of tensors"):
             checkpoint.load(path)
     assert "ran code" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["a file elsewhere", "a device", "no list", "a list of other files"])
+def test_files_elsewhere_are_not_read(two, folder, tmp_path, what):
+    path, shards = copied(folder, tmp_path)
+    content = torch.load(path, weights_only=True)
+    if what == "a file elsewhere":
+        content["shards"]["../other"] = 64 * "0"
+    elif what == "a device":
+        (shards / "zero").symlink_to("/dev/zero")
+        content["shards"]["zero"] = 64 * "0"
+    elif what == "no list":
+        del content["shards"][".metadata"]
+    else:
+        found = pickle.loads((shards / ".metadata").read_bytes())
+        next(iter(found.storage_data.values())).relative_path = "../other"
+        (shards / ".metadata").write_bytes(pickle.dumps(found))
+        content["shards"][".metadata"] = sha256(shards / ".metadata")
+    torch.save(content, path)
+    checkpoint.sidecar(path).unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"refused, |no such file"):
+        checkpoint.load(path)
+
+
+def test_a_compressed_part_is_refused(two, folder, tmp_path):
+    path, shards = copied(folder, tmp_path)
+    content, name = torch.load(path, weights_only=True), "__0_0.distcp"
+    found = pickle.loads((shards / ".metadata").read_bytes())
+    with zipfile.ZipFile(shards / name, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**6))
+    for place in found.storage_data.values():
+        if place.relative_path == name:
+            place.offset, place.length = 0, (shards / name).stat().st_size
+    (shards / ".metadata").write_bytes(pickle.dumps(found))
+    content["shards"] |= {one: sha256(shards / one) for one in (".metadata", name)}
+    torch.save(content, path)
+    checkpoint.sidecar(path).unlink(missing_ok=True)
+    with pytest.raises(UserError, match="refused, it has a compressed member"):
+        checkpoint.load(path)
+
+
+def test_an_evaluation_reads_no_moments(two, folder):
+    content = checkpoint.load(folder / "sharded" / checkpoint.NAME, optimizer=False)
+    assert "optimizer" not in content
+    assert same(content["model"], checkpoint.load(folder / "sharded" / checkpoint.NAME)["model"])
 
 
 @pytest.mark.parametrize("what", ["a flipped bit", "a missing file", "a missing folder"])
@@ -416,6 +462,10 @@ def begin(folder, steps: int) -> list:
     for process in processes:
         process.start()
     return processes
+
+
+def test_killed_twice_a_sharded_run_ends_like_an_uninterrupted_one(tmp_path):
+    kill_often(tmp_path, 2)
 
 
 @pytest.mark.faults
