@@ -121,8 +121,9 @@ def size(file: Path) -> int:
 def make_way(folder: Path, step: int, size: int, healthy: Path | None) -> None:
     """Prepares to write the checkpoint of a step, of `size` bytes, beside the others (see `save`)."""
     remove(numbered(folder, step))
-    while shutil.disk_usage(folder).free < size and make_room(folder, healthy):
-        pass
+    with suppress(OSError):  # of which writing will tell all processes
+        while shutil.disk_usage(folder).free < size and make_room(folder, healthy):
+            pass
 
 
 def make_last(path: Path) -> None:

@@ -29,15 +29,12 @@ from util.errors import UserError
 from util.pixels import Alphabet
 from util.run.signals import ignore_in_worker
 
-MAX_BAD_IN_A_ROW = (
-    100  # this many bad images in a row mean that the disk is gone, not that the images are bad
-)
+MAX_BAD_IN_A_ROW = 100  # so many mean that the disk is gone, not that the images are bad
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def open_split(root: Path | str, split: str) -> Source:
     """Lists "train" or "val" of the data set in `root`, of any known kind. Raises UserError for others.
-
     A text with "://" is an address of fsspec, which must have a pack in shards.
     """
     root = location(root)
@@ -242,12 +239,9 @@ def make_loader(
 
 
 def find_bad(dataset: ImageDataset, world: World, num_workers: int, progress_bar: bool = True) -> list[str]:
-    """Reads every image, shared among all processes. Returns the errors of the bad ones, on each process.
-
-    The data set must not be one for `training`, which takes others in their place.
-    """
+    """Reads every image, shared among all processes. Returns the errors of the bad ones, on each process."""
     dataset = copy.copy(dataset)
-    dataset.checking = True
+    dataset.training, dataset.checking = False, True
     loader = make_loader(dataset, 32, world, shuffled=False, num_workers=num_workers, pin_memory=False)
     hidden = None if progress_bar else True  # None: hidden unless there is a terminal
     with tqdm(total=len(dataset), desc="checking", unit="image", disable=hidden) as bar:

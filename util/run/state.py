@@ -129,8 +129,7 @@ class RunState:
         self.confirm(folder)
         epoch, done = self.place
         if self.sharded is not None and self.world.is_main:
-            with suppress(OSError):  # what is wrong with the folder, writing will tell all processes
-                checkpoint.make_way(folder, self.step, self._size(), self.healthy)
+            checkpoint.make_way(folder, self.step, self._size(), self.healthy)
         states = dist.gather(random_state(self.device))
         if self.world.is_main or self.sharded is not None:
             finished = -(-done // self.images) >= self.steps
