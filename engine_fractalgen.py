@@ -189,8 +189,7 @@ class Training:
         self.about, self.device, self.autocast, self.world = about, device, autocast, world
         self.save_is_due, order = False, loader.batch_sampler
         if len(order) < recipe.accum_iter:
-            batches = f"the {len(order)} batches of an epoch"
-            raise UserError(f"--accum_iter {recipe.accum_iter} is more than {batches}")
+            raise UserError(f"--accum_iter {recipe.accum_iter}: an epoch has only {len(order)} batches")
         self.state = RunState(
             model, make_optimizer(model, recipe), world, half=half, ema_decay=recipe.ema_decay,
             start_epoch=start_epoch, steps=len(order) // recipe.accum_iter,
@@ -257,6 +256,7 @@ class Training:
             # The run was not trained since it was resumed: its log says whether it was evaluated.
             scores = dist.gather(self.log.find(step, "val/bits_per_dim"))[0]
         if scores is None:
+            self.report(state.finish(self.output_dir), final=False)
             models = {"": self.model}
             if state.ema is not None:
                 raw = {} if state.evaluations.caught_up else {"raw weights": self.model}

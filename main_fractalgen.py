@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     source = origin(args)
     choose_preset(args, source)
     cells = sweep.cells(args.sweep or []) or [{}]
-    check(args, cells)
+    check(args, cells, world.size)
     computing = [limit_threads()] if device.type == "cpu" else []
     if args.dry_run:
         if world.is_main:
@@ -79,9 +79,9 @@ def run(args: argparse.Namespace) -> None:
     splits = ["val"] if args.evaluate_nll else [] if evaluates else ["train", "val"]
     data = {split: open_split(args, split, world) for split in splits}
     settle(args, source, data, world.size)
-    check(args, cells)
+    check(args, cells, world.size)
     torch.manual_seed(args.seed)
-    with torch.device("cpu") if args.shard and "train" in data else device:  # which may hold only a part
+    with torch.device("cpu") if args.shard else device:  # which may hold only a part
         model = build_model(args)
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(args.seed + world.rank)
@@ -128,7 +128,7 @@ def dry_run(
         computing.append(f"no images to train on: {error}")
         data = {}
     settle(args, source, data, world.size)
-    check(args, [{}])
+    check(args, [{}], world.size)
     with torch.device("meta"):
         model = build_model(args)
     predicted = predict_step(args, model.arguments, computing)

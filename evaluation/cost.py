@@ -1,6 +1,7 @@
 """Counts operations on meta tensors, so that nothing is computed (paper, 4.1, its table of costs).
 
-All functions take a model on the meta device. Lists of operations are by level, the head last.
+Functions take a model on the meta device, unless they say otherwise. Lists of operations are by level, the
+head last.
 """
 
 from collections import defaultdict
@@ -100,7 +101,10 @@ def patches_in_training(generator: Generator) -> int:
 def masked_forward(
     model: FractalGen, patches: Sequence[int], batch_size: int = 1
 ) -> Callable[[], torch.Tensor]:
-    """The forward pass where each image of a level passes down so many `patches`; tensors have no values."""
+    """The forward pass where each image of a level passes down so many `patches`, on the model's device.
+
+    Its tensors have no values: the device is meta, or there is a FakeTensorMode.
+    """
     shape, masks = (batch_size, model.alphabet.channels, *model.image_shape), []
     with next(model.parameters()).device:
         images = accumulate(patches, mul, initial=batch_size)  # of each level

@@ -78,7 +78,7 @@ class NpzImages(Source):
 def open_images(path: Path, split: str | None = None) -> Source:
     """Opens a folder of images (also in its subfolders), an npz file with arr_0, or a split of a data set.
 
-    path   an existing file or folder; with `split`, all that --data_path takes
+    path   an existing file or folder; with `split`, a data set as --data_path takes
     split  "train" or "val" of a data set
     """
     if split is not None:

@@ -189,21 +189,22 @@ def predict_step(args: argparse.Namespace, arguments: dict, lines: list[str]) ->
 
     Raises UserError for flags that cannot be predicted.
     """
-    if args.gpu not in GPUS:
-        raise UserError(f"--gpu {args.gpu}: not known; one of {', '.join(GPUS)}")
     if not args.gpus:
         return {}
+    name = args.gpu or "h100"
+    if name not in GPUS:
+        raise UserError(f"--gpu {name}: not known; one of {', '.join(GPUS)}")
     if args.optimizer != "adamw":
         raise UserError(f"--gpus predicts steps of AdamW, not of --optimizer {args.optimizer}")
     if args.shard and args.gpus == 1:
         raise UserError("--shard divides a model among GPUs: give more than --gpus 1")
-    machine, half = GPUS[args.gpu], args.amp != "off"
+    machine, half = GPUS[name], args.amp != "off"
     arguments = {**arguments, "grad_checkpointing": args.grad_checkpointing}
     step = trace(arguments, args.batch_size, half=half, sharded=args.shard)
     found = predict(step, machine, args.gpus, accum=args.accum_iter, averaged=bool(args.ema))
-    kind = f"{'sharded' if args.shard else 'DDP'}, {'bfloat16' if half else 'float32'}"
+    kind = f"{'sharded' if args.shard else 'DDP'}, {'16 bits' if half else 'float32'}"
     lines.append(
-        f"predicted, not measured: {args.gpus} {args.gpu}, {kind}: {found['seconds']:.3g} s a step, "
+        f"predicted, not measured: {args.gpus} {name}, {kind}: {found['seconds']:.3g} s a step, "
         f"{found['waiting'] / found['seconds']:.0%} of it waiting for messages ({found['sent_gb']:.3g} GB); "
         f"{found['gib']:.3g} of {machine.gib} GiB{'' if found['gib'] <= machine.gib else ', too much'}; "
         f"{found['images_per_s']:,.0f} images/s, {found['dollars_per_million_images']:.3g} $ a million"

@@ -58,7 +58,7 @@ def row(title: str, name: str, size: int, gpus: int) -> str:
     cells = []
     for sharded in (False, True):
         if (found := fitting(name, size, gpus, sharded)) is None:
-            cells += ["too large", "", "", "", ""]
+            cells += ["" if sharded and gpus == 1 else "too large", "", "", "", ""]
             continue
         batch, said = found
         cells += [

@@ -74,7 +74,7 @@ def pick_device(name: str | None, world: World) -> torch.device:
 def connect(world: World, device: torch.device, init_method: str = "env://", seconds: float = 1800.0) -> None:
     """Joins the process group, with the backend that suits the device. A single process needs no group.
 
-    After so many `seconds` a process gives up to wait for another.
+    After so many `seconds` a process gives up waiting for another.
     """
     global patience
     if world.size > 1:
@@ -102,7 +102,8 @@ def explaining_silence() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        of_gloo = any(words in str(error) for words in ("gloo", "pair closure"))  # it has no type
+        said_by_gloo = "gloo/transport", "gloo/rendezvous", "pair closure"  # its errors have no type
+        of_gloo = any(words in str(error) for words in said_by_gloo)
         if not (dist.is_initialized() and (of_gloo or isinstance(error, dist.DistError))):
             raise
         waited = "imed out" in str(error) or "imeout" in str(error)

@@ -138,6 +138,11 @@ def verify(path: Path, *others: Path) -> None:
         raise UserError(f"{path}: damaged, its SHA-256 is in none of the .sha256 files beside it")
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether the disk, or the user's part of it, is full."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+
+
 class HashingFile:
     """A file to write to. It computes the SHA-256 of what is written and keeps the system's error."""
 
@@ -152,8 +157,8 @@ class HashingFile:
             self.error = error  # torch raises an error of its own instead
             raise
 
-    def flush(self) -> None:
-        self.file.flush()
+    def __getattr__(self, name: str):
+        return getattr(self.file, name)
 
 
 def check_archive(file: Path | IO[bytes]) -> None:

@@ -97,7 +97,7 @@ def get_args_parser(
     switch("--compile", "torch.compile the transformer blocks and the sampler")
     switch("--dry_run", "print settings, cost and memory, and exit")
     number("--gpus", 0, "with --dry_run: predict a step on so many GPUs, and its price")
-    add("--gpu", default="h100", help="which: a100, h100 (the default), h200 or b200")
+    add("--gpu", help="with --gpus: which, as a100, h100 (the default), h200 or b200")
 
     add = parser.add_argument_group("model").add_argument
     add(

@@ -8,6 +8,7 @@ python -m models.hub.convert RUN OUT --single
 """
 
 import argparse
+import shutil
 import warnings
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from util import checkpoint
 from util.errors import UserError, reading
 from util.files import check_writable
 from util.flags import Parser
+from util.run.folder import SETTINGS
 
 
 @torch.no_grad()
@@ -89,6 +91,8 @@ def rewrite(source: Path, folder: Path, sharded: bool) -> Path:
                 raise error
     else:
         checkpoint.save(folder, content)
+    if (settings := source.with_name(SETTINGS)).exists():
+        shutil.copyfile(settings, folder / SETTINGS)
     return path
 
 

@@ -137,7 +137,7 @@ def divide(args: argparse.Namespace, model: FractalGen, device: torch.device):
         return Sharded(model, DTYPES.get(args.amp), device)
 
 
-def check(args: argparse.Namespace, cells: Sequence[dict]) -> None:
+def check(args: argparse.Namespace, cells: Sequence[dict], processes: int) -> None:
     """Raises UserError for flags that cannot work, as far as they are known, with the changes of any cell."""
     check_ranges(args)
     if args.shard and args.optimizer == "muon":
@@ -146,8 +146,12 @@ def check(args: argparse.Namespace, cells: Sequence[dict]) -> None:
         raise UserError(
             "--shard is for training: leave it out, an evaluation reads its checkpoints without it"
         )
+    if args.shard and processes == 1 and not args.dry_run:
+        raise UserError("--shard divides a model among processes: start several, with torchrun")
     if args.gpus and not args.dry_run:
         raise UserError(f"--gpus {args.gpus} only predicts: give --dry_run too")
+    if args.gpu and not args.gpus:
+        raise UserError(f"--gpu {args.gpu} says which GPUs to predict for: give --dry_run and --gpus too")
     if args.class_num is not None and not isinstance(args.class_labels, str):
         check_classes(args)
     preset = fractalgen.PRESETS[args.model]

@@ -117,13 +117,13 @@ def test_the_flag_prints_a_line_that_says_predicted_and_unknown_gpus_are_named()
     )
     args, lines = argparse.Namespace(**flags, grad_checkpointing=False), []
     found = scaling.predict_step(args, tiny_model("mar").arguments, lines)["prediction"]
-    assert lines[0].startswith("predicted, not measured: 8 h100, sharded, bfloat16: ")
+    assert lines[0].startswith("predicted, not measured: 8 h100, sharded, 16 bits: ")
     assert found["seconds"] > 0
     for flag, value, said in (("optimizer", "muon", "not of --optimizer muon"), ("gpus", 1, "--gpus 1")):
         with pytest.raises(UserError, match=said):
             scaling.predict_step(argparse.Namespace(**vars(args) | {flag: value}), {}, lines)
-    args.gpus = 0
-    assert scaling.predict_step(args, {}, lines) == {}
     args.gpu = "h1"
     with pytest.raises(UserError, match="--gpu h1: not known; one of a100, h100, h200, b200"):
         scaling.predict_step(args, {}, lines)
+    args.gpus = 0
+    assert scaling.predict_step(args, {}, lines) == {}

@@ -1,8 +1,8 @@
 """Loads the values of the images of any source, in an order that can be repeated.
 
 The order of an epoch, each random flip and shift, and the substitute for an image that cannot be read are
-functions of (seed, epoch, image number). They do not depend on the number of processes or workers. The values
-are normalised later, on the device (util/pixels.py).
+functions of (seed, epoch, image number), as long as no shard is lost. They do not depend on the number of
+processes or workers. The values are normalised later, on the device (util/pixels.py).
 """
 
 import copy
@@ -22,7 +22,7 @@ from util.data.folders import open_folders
 from util.data.huggingface import HuggingFace, is_huggingface
 from util.data.idx import Idx, idx_folder
 from util.data.packed import Packed, is_pack
-from util.data.shards import location
+from util.data.shards import Full, location
 from util.data.source import Source
 from util.dist import World
 from util.errors import UserError
@@ -96,11 +96,13 @@ class ImageDataset(Dataset):
                 try:
                     batch.append(self[epoch, number])
                     break
+                except Full as error:
+                    raise UserError(str(error)) from error
                 except UserError as error:
                     lost = getattr(error, "images", range(number, number + 1))
                     if hasattr(error, "images") and not (self.training or self.checking):
                         raise
-                    bad[lost.start], first = str(error), first or error
+                    bad[lost.start], first = str(error), first or str(error)
                     number = (number + len(lost)) % len(self)
             else:
                 if self.training:
@@ -127,10 +129,8 @@ def open_dataset(
     if (found := len(source.classes)) != class_num and class_num is not None:
         what = f"{root}: {split} ({source.kind}) has {found} classes but --class_num is {class_num}"
         raise UserError(what if found else f"{what}; give --class_num 0 for an unconditional model")
-    if strict:
-        every = ImageDataset(source, shape, alphabet, seed=seed)
-        if bad := find_bad(every, world, num_workers, world.is_main):
-            raise UserError(f"--strict_data: {len(bad)} bad image(s) in {split}, the first: {bad[0]}")
+    if strict and (bad := find_bad(dataset, world, num_workers, world.is_main)):
+        raise UserError(f"--strict_data: {len(bad)} bad image(s) in {split}, the first: {bad[0]}")
     return dataset
 
 

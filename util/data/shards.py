@@ -5,10 +5,10 @@ a folder it is checked once on a machine; a mark in the cache says so until size
 address it is checked when the shard has come, which then lies in the cache under its hash.
 """
 
-import errno
 import hashlib
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock
 
 from util.errors import UserError, one_line, reading, warn_once
-from util.files import atomic_write, check_writable, sha256
+from util.files import atomic_write, check_writable, is_full, sha256
 
 PAUSES = (1, 2, 4, 8, 16, 32)  # seconds between attempts to fetch a file
 MINUTE = 60  # in which other processes do not try what has failed
@@ -31,9 +31,13 @@ def location(root: Path | str) -> Path | str:
     """A folder as a Path, and an address such as s3://bucket/pack as a text without a slash at its end."""
     if isinstance(root, Path) or "://" not in root:
         return Path(root)
-    if re.search(r"//[^@]*:[^@]*@|//[^/@]*@|\?", root):  # it would stand in logs and checkpoints
+    if re.search(r"//[^@]*:[^@]*@|^https?://[^/]*@|\?", root):  # it would stand in logs and checkpoints
         raise UserError("an address of data must hold no password and no '?'; give keys by the environment")
     return root.rstrip("/")
+
+
+class Full(UserError):
+    """There is no room in the cache, so no image of any shard can be read: the run must end."""
 
 
 class PackFiles:
@@ -53,7 +57,10 @@ class PackFiles:
         folder = Path(os.environ.get("FRACTALGEN_CACHE", "~/.cache/fractalgen")).expanduser()
         check_writable(folder / "new", f"FRACTALGEN_CACHE {folder}")
         with reading("FRACTALGEN_CACHE_GB", "must be a number"):
-            return folder, float(os.environ.get("FRACTALGEN_CACHE_GB", 50)) * 1e9
+            limit = float(os.environ.get("FRACTALGEN_CACHE_GB", 50)) * 1e9
+        if not limit >= 0:
+            raise UserError("FRACTALGEN_CACHE_GB: must be a number from 0 on")
+        return folder, limit
 
     def text(self, name: str) -> str:
         with reading(name, "cannot be read"):
@@ -92,7 +99,8 @@ class PackFiles:
                 if time.time() - failed.stat().st_mtime < MINUTE:
                     raise UserError(failed.read_text(encoding="utf-8"))
             warn_once(f"fetching {self.place}/{name} ({size / 1e6:,.0f} MB)")
-            make_room(folder, limit - size, killed=folder.glob(f"{path.name}.*.tmp"))
+            free = shutil.disk_usage(folder).free
+            make_room(folder, limit - size, size - free, killed=folder.glob(f"{path.name}.*.tmp"))
             with atomic_write(path) as part:
 
                 def fetch(fs, source: str) -> None:
@@ -102,6 +110,7 @@ class PackFiles:
                 try:
                     self.attempt(name, fetch)
                 except UserError as error:
+                    warn_once(f"{self.place}/{name}: {error}")
                     with suppress(OSError):
                         failed.write_text(str(error), encoding="utf-8")
                     raise
@@ -117,15 +126,20 @@ class PackFiles:
             try:
                 from fsspec.core import url_to_fs
 
-                result = action(*url_to_fs(f"{self.place}/{name}"))  # anew: worker processes share no sockets
+                found = url_to_fs(f"{self.place}/{name}")  # anew: worker processes share no sockets
+            except (ImportError, ValueError) as error:
+                reason = error
+                break
+            try:
+                result = action(*found)
                 self.pauses = PAUSES
                 return result
-            except (FileNotFoundError, PermissionError, ImportError, ValueError) as error:
+            except (FileNotFoundError, PermissionError) as error:
                 reason = "no such file" if isinstance(error, FileNotFoundError) else error
                 break
             except Exception as error:  # each file system has errors of its own
-                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                    raise UserError(f"FRACTALGEN_CACHE {self.cache[0]}: {error.strerror}") from None
+                if is_full(error):
+                    raise Full(f"FRACTALGEN_CACHE {self.cache[0]}: {error.strerror}") from None
                 reason = error
                 if pause is None:
                     self.pauses = PAUSES[:1]
@@ -141,13 +155,16 @@ def check_hash(path: Path, digest: str) -> None:
         raise OSError(f"damaged: the SHA-256 of its {path.stat().st_size:,} bytes is not that in pack.sha256")
 
 
-def make_room(folder: Path, limit: float, killed: Iterable[Path]) -> None:
-    """Removes killed downloads, and shards until those in `folder` take no more than `limit` bytes."""
+def make_room(folder: Path, limit: float, missing: float, killed: Iterable[Path]) -> None:
+    """Removes killed downloads, and shards until those in `folder` take no more than `limit` bytes.
+
+    So many bytes as are `missing` on the disk are removed at least.
+    """
     with suppress(FileNotFoundError):  # another process does the same
         for part in killed:
             part.unlink()
         held = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.glob("?" * 64))
-        excess = sum(size for _, size, _ in held) - limit
+        excess = max(missing, sum(size for _, size, _ in held) - limit)
         for _, size, path in held:
             if excess > 0:
                 path.unlink()
@@ -166,35 +183,40 @@ class Shards:
     ):  # fmt: skip
         self.files, self.name, self.count, self.length, self.row = files, name, count, length, row
         self.opened: dict[int, tuple[int, int]] = {}  # descriptors of shards, and where rows begin
-        self.lost: dict[int, tuple[float, UserError]] = {}  # when a shard was lost, and why
+        self.lost: dict[int, tuple[float, str]] = {}  # when a shard was lost, and why
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Raises UserError with the range of `images` that are lost if their shard cannot be read."""
         shard, number = divmod(index, self.length)
-        if shard in self.lost and time.monotonic() - self.lost[shard][0] < LOST:
-            raise self.lost[shard][1]
-        first, values = index - number, np.empty(self.row.shape, self.row.dtype)
+        values, (when, why) = np.empty(self.row.shape, self.row.dtype), self.lost.get(shard, (-LOST, ""))
+        if time.monotonic() - when < LOST:
+            raise self.error(shard, why)
         try:
             file, start = self.opened.get(shard) or self.open(shard)
             try:
                 count = os.preadv(file, [values], start + number * values.nbytes)
             finally:
-                if (
-                    self.files.is_remote
-                ):  # an open file would keep its space on the disk when it has made room
+                if self.files.is_remote:  # an open file would keep its space when it has made room
                     self.close(shard)
             if count < values.nbytes:
                 raise OSError("too short")
             return values
+        except Full:
+            raise
         except (UserError, OSError) as error:
             self.close(shard)  # it is opened anew when it is tried again
-            images = range(first, min(first + self.length, self.count))
             if isinstance(error, OSError):
                 error = f"cannot be read ({one_line(error.strerror or error)})"
-            what = f"{self.files.place}/{self.name(shard)}: {error}"
-            lost = UserError(f"{what}; with it images {images[0]} to {images[-1]}")
-            lost.images, self.lost[shard] = images, (time.monotonic(), lost)
-            raise lost from None
+            self.lost[shard] = time.monotonic(), str(error)
+            raise self.error(shard, str(error)) from None
+
+    def error(self, shard: int, why: str) -> UserError:
+        """Says that a shard cannot be read; `images` are its range. A new one: it holds what it passes."""
+        images = range(shard * self.length, min((shard + 1) * self.length, self.count))
+        what = f"{self.files.place}/{self.name(shard)}: {why}"
+        error = UserError(f"{what}; with it images {images[0]} to {images[-1]}")
+        error.images = images
+        return error
 
     def open(self, shard: int) -> tuple[int, int]:
         size = min(self.length, self.count - shard * self.length) * self.row.nbytes

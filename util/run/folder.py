@@ -76,6 +76,16 @@ def clean(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def check_room(folder: Path, size: int, say: Callable[[str], None]) -> None:
+    """Says a line if the folder has no room for two checkpoints of `size` bytes."""
+    free = shutil.disk_usage(folder).free
+    if free + sum(map(checkpoint.size, checkpoint.list_numbered(folder))) < 2 * size:
+        say(
+            f"{folder}: {free / 2**30:.3g} GiB are free, too little for two checkpoints of "
+            f"{size / 2**30:.3g} GiB: one stays while the next is written, and that will fail"
+        )
+
+
 def candidates(path: Path) -> list[Path]:
     """The files to try, in order: `path` and, if it is a checkpoint-last.pth, the others beside it.
 

@@ -1,6 +1,5 @@
 """The state of a run: saving it, and continuing from it."""
 
-import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,11 +11,11 @@ from torch import nn
 
 from util import checkpoint, dist
 from util.dist import World
-from util.errors import one_line, reading
+from util.errors import reading
 from util.files import write_json
 from util.flags import provenance
 from util.run.evaluations import Evaluations
-from util.run.folder import SETTINGS, began_here, clean, find_origin, load_newest
+from util.run.folder import SETTINGS, began_here, check_room, clean, find_origin, load_newest
 from util.run.random import random_state, set_random_state
 from util.run.watch import LossWatch
 
@@ -86,12 +85,7 @@ class RunState:
         if self.saved_step is not None and own.exists():  # the run may have gone back to an older one
             with suppress(OSError):  # a full disk without links
                 checkpoint.make_last(own)
-        size, free = self._size(), shutil.disk_usage(folder).free
-        if free + sum(map(checkpoint.size, checkpoint.list_numbered(folder))) < 2 * size:
-            say(
-                f"{folder}: {free / 2**30:.3g} GiB are free, too little for two checkpoints of "
-                f"{size / 2**30:.3g} GiB: one stays while the next is written, and that will fail"
-            )
+        check_room(folder, self._size(), say)
 
     def _size(self) -> int:
         """The bytes of a checkpoint, about."""
@@ -105,19 +99,16 @@ class RunState:
             self.healthy = path if path.exists() else self.healthy
 
     def finish(self, folder: Path | None) -> str | None:
-        """Waits until the last checkpoint of a sharded model is written. Returns as `save` does."""
+        """Waits until the last checkpoint of a sharded model is written. Returns as `save` does.
+
+        Where the disk was full, an old checkpoint makes room for the next one; `made_room` says so.
+        """
+        self.made_room = False
         if self.sharded is None or (failed := self.sharded.wait()) is None:
             return None
-        step, self.saved_step = self.saved_step, None
-        if self.world.is_main and not (path := checkpoint.numbered(folder, step)).exists():
-            checkpoint.remove(path)  # what there is of its folder
-        return self._failure(folder, step, failed)
-
-    def _failure(self, folder: Path, step: int, failed: BaseException) -> str:
-        others = checkpoint.list_numbered(folder)
-        left = f"{others[0].name} is whole" if others else "there is no other"
-        reason = getattr(failed, "strerror", None) or one_line(failed)
-        return f"{folder}: the checkpoint of step {step} could not be written ({reason}); {left}"
+        path, self.saved_step = checkpoint.numbered(folder, self.saved_step), None
+        self.made_room = dist.on_main(self.world, lambda: checkpoint.clean_up(path, failed, self.healthy))
+        return checkpoint.failure(path, failed)
 
     def save(self, folder: Path | None, keep_last: int, flags, final: bool = True) -> str | None:
         """Writes a checkpoint of now, unless there is one; that of a sharded model while training goes on,
@@ -127,41 +118,48 @@ class RunState:
         if folder is None or self.step == self.saved_step:
             return error
         self.confirm(folder)
-        epoch, done = self.place
-        if self.sharded is not None and self.world.is_main:
-            checkpoint.make_way(folder, self.step, self._size(), self.healthy)
-        states = dist.gather(random_state(self.device))
-        if self.world.is_main or self.sharded is not None:
-            finished = -(-done // self.images) >= self.steps
-            content = {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "epoch": epoch if finished else epoch - 1,
-                "scaler": self.scaler.state_dict(),
-                "args": flags,
-                "step": self.step,
-                "place": self.place,
-                "random": states,
-                "run": self.bits,
-                "losses": list(self.watch.losses),
-                "evaluations": asdict(self.evaluations),
-            }
-            if self.ema is not None:
-                content["model_ema"] = self.ema.module.state_dict()
-            commit = partial(checkpoint.save, folder, keep_last=keep_last, healthy=self.healthy)
-            if self.sharded is not None:
-                path = checkpoint.numbered(folder, self.step)
-                self.sharded.start(content, checkpoint.shards_of(path), commit)
+        content = self._content(flags)
+        commit = partial(checkpoint.save, folder, keep_last=keep_last, healthy=self.healthy)
+        path = checkpoint.numbered(folder, self.step)
+        if self.sharded is not None:
+            if self.world.is_main:
+                checkpoint.make_way(path, self._size(), self.healthy)
+            parts, again = checkpoint.shards_of(path), True
+            while again:
+                self.sharded.start(content, parts, commit)
                 self.saved_step, self.watch.followed = self.step, None
-                return self.finish(folder) if final else error
+                error = self.finish(folder) if final else error
+                again = final and self.made_room
+            return error
+        if self.world.is_main:
             try:
                 commit(content)
             except OSError as failed:
-                error = self._failure(folder, self.step, failed)
+                error = checkpoint.failure(path, failed)
         error = dist.gather(error)[0]
         if error is None:
             self.saved_step, self.watch.followed = self.step, None
         return error
+
+    def _content(self, flags) -> dict:
+        (epoch, done), average = self.place, {}
+        finished = -(-done // self.images) >= self.steps
+        if self.ema is not None:
+            average = {"model_ema": self.ema.module.state_dict()}
+        return {
+            "model": self.model.state_dict(),
+            **average,
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": epoch if finished else epoch - 1,
+            "scaler": self.scaler.state_dict(),
+            "args": flags,
+            "step": self.step,
+            "place": self.place,
+            "random": dist.gather(random_state(self.device)),
+            "run": self.bits,
+            "losses": list(self.watch.losses),
+            "evaluations": asdict(self.evaluations),
+        }
 
     def save_best(self, folder: Path | None, flags) -> str | None:
         """Writes the weights, averaged where there is an average, as the best ones of the run.

@@ -1,11 +1,14 @@
 import errno
+import gc
 import json
 import os
 import pickle
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -172,7 +175,8 @@ def test_a_lost_shard_stands_out_like_a_bad_image(kind, pack, capsys):
     assert tool.main(["check", str(pack), "--splits", "train", "--num_workers", "0"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:] == [bad[21], "train: packed images of 8 px, 3 classes, 60 images, 2 bad"]
-    for workers in (0, 1):  # an evaluation would leave out many images
+    # An evaluation would leave out many images. torch takes 10 s to end a worker that has failed.
+    for workers in (0, 1) if kind == "missing" else (0,):
         with pytest.raises(UserError, match=r"pictures-00003.npy: cannot be read .*with it images 21 to 27"):
             read(pack, workers, training=False)
     with pytest.raises(UserError, match=r"pictures-00003.npy: cannot be read"):
@@ -246,8 +250,8 @@ def test_the_cache_stays_within_its_bound_and_reading_goes_on(memory, cache, mon
     monkeypatch.setenv("FRACTALGEN_CACHE_GB", f"{3 * shard / 1e9:.9f}")
     largest, fetch = [], shards.make_room
 
-    def watched(folder, limit, killed):
-        fetch(folder, limit, killed)
+    def watched(folder, limit, missing, killed):
+        fetch(folder, limit, missing, killed)
         largest.append(sum(path.stat().st_size for path in cache.glob("?" * 64)))
 
     monkeypatch.setattr(shards, "make_room", watched)
@@ -260,7 +264,7 @@ def test_the_cache_stays_within_its_bound_and_reading_goes_on(memory, cache, mon
 def test_what_a_process_reads_is_not_taken_away_from_it(memory, cache):
     source = open_split(memory, "train")
     file = source.files.open("pictures-00000.npy", 7 * 192)
-    shards.make_room(cache, 0, ())
+    shards.make_room(cache, 0, 0, ())
     assert not list(cache.glob("?" * 64))
     assert (
         os.pread(file, 7 * 192, 128)
@@ -345,19 +349,39 @@ def test_a_transfer_that_breaks_is_tried_again(failures, memory, monkeypatch):
     source.cells(1, (8, 8), RGB)
 
 
-def test_a_full_disk_of_the_cache_is_named_at_once(memory, monkeypatch):
-    source, tries = open_split(memory, "train"), []
+def test_a_full_disk_of_the_cache_ends_the_run_at_once(memory, monkeypatch):
+    tries = []
 
     def full(*_, **__):
         tries.append(1)
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    open_split(memory, "train")
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", full)
-    with pytest.raises(
-        UserError, match=r"FRACTALGEN_CACHE /.*: No space left on device; with it images 0 to 6"
-    ):
-        source.cells(0, (8, 8), RGB)
-    assert len(tries) == 1
+    with pytest.raises(UserError, match=r"FRACTALGEN_CACHE /.*: No space left on device$") as error:
+        read(memory)
+    assert type(error.value) is UserError  # a worker process says the type of others before the message
+    assert tries == [1]
+
+
+def test_shards_make_room_where_others_fill_the_disk(memory, cache, monkeypatch):
+    source = open_split(memory, "train")
+    source.cells(0, (8, 8), RGB)
+    held = {path.name for path in cache.glob("?" * 64)}
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    source.cells(7, (8, 8), RGB)
+    assert not held & {path.name for path in cache.glob("?" * 64)}
+
+
+def test_a_lost_shard_keeps_none_of_the_batches_that_meet_it(pack):
+    (pack / "train/pictures-00003.npy").unlink()
+    data = ImageDataset(open_split(pack, "train"), (8, 8), RGB, seed=0, training=True)
+    for _ in range(2):
+        batch, bad = data.__getitems__([(0, 0), (0, 21)])
+        image = weakref.ref(batch[0][0])
+        del batch
+        gc.collect()
+        assert (list(bad), image()) == ([21], None)
 
 
 def test_a_lost_network_is_waited_for_once(memory, monkeypatch):
@@ -418,6 +442,7 @@ def test_an_address_that_cannot_be_used_is_one_line_without_secrets(
             "many",
             "FRACTALGEN_CACHE_GB: must be a number (could not convert string to float",
         ),
+        ("FRACTALGEN_CACHE_GB", "nan", "FRACTALGEN_CACHE_GB: must be a number from 0 on"),
     ],
 )
 def test_a_cache_that_cannot_be_used_is_said(name, value, message, pack, monkeypatch):

@@ -6,13 +6,12 @@ and checkpoint-last.pth, a hard link to the newest. It holds a complete one at a
 write. The newest is the one of the highest step, whatever the clocks of the machines say. A checkpoint is
 known to be healthy once the loss that was computed from it is normal; checkpoint-healthy.txt names the newest
 of these, and it is never removed. checkpoint-best.pth holds the weights alone of the best validation score.
-A sharded run keeps the tensors of a checkpoint in a folder beside it, see util/run/sharding.py.
+A sharded run keeps the tensors of a checkpoint in a folder beside it, see util/checkpoint/parts.py.
 
 Loading cannot run code of the file: `weights_only=True` admits tensors, plain values and one class,
 `argparse.Namespace` (util/__init__.py). (torch before 2.10 has holes there: CVE-2025-32434, CVE-2026-24747.)
 """
 
-import errno
 import os
 import pickle
 import shutil
@@ -23,9 +22,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from util.checkpoint.weights import DTYPES, check_weights, load_safetensors, save_safetensors  # noqa: F401
 from util.errors import UserError, one_line, reading
-from util.files import HashingFile, atomic_write, check_archive, sidecar, verify, write_sidecar
-from util.run.weights import DTYPES, check_weights, load_safetensors, save_safetensors  # noqa: F401
+from util.files import HashingFile, atomic_write, check_archive, is_full, sidecar, verify, write_sidecar
 
 NAME, BEST = "checkpoint-last.pth", "checkpoint-best.pth"
 SAFETENSORS_NAME = "model.safetensors"  # the name on the Hugging Face hub
@@ -57,15 +56,15 @@ def save(folder: Path, content: dict, keep_last: int = 2, healthy: Path | None =
             _write(path, content, healthy)
             break
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not make_room(folder, healthy):
+            if not is_full(error) or not make_room(folder, healthy):
                 raise
     files = list_numbered(folder)
     older = [file for file in files if file.name < path.name]
-    kept = {path, healthy, *older[: max(1, keep_last) - 1]}
-    for file in files:
-        if file not in kept:
+    try:
+        make_last(path)  # before what it was goes
+    finally:
+        for file in {*files} - {path, healthy, *older[: max(1, keep_last) - 1]}:
             remove(file)
-    make_last(path)
 
 
 def save_best(folder: Path, content: dict) -> None:
@@ -118,12 +117,30 @@ def size(file: Path) -> int:
     return sum(part.stat().st_size for part in (file, *shards_of(file).glob("*")))
 
 
-def make_way(folder: Path, step: int, size: int, healthy: Path | None) -> None:
-    """Prepares to write the checkpoint of a step, of `size` bytes, beside the others (see `save`)."""
-    remove(numbered(folder, step))
+def make_way(path: Path, size: int, healthy: Path | None) -> None:
+    """Prepares to write a checkpoint of `size` bytes beside the others (see `save`)."""
+    remove(path)
     with suppress(OSError):  # of which writing will tell all processes
-        while shutil.disk_usage(folder).free < size and make_room(folder, healthy):
+        while shutil.disk_usage(path.parent).free < size and make_room(path.parent, healthy):
             pass
+
+
+def clean_up(path: Path, error: BaseException, healthy: Path | None) -> bool:
+    """Removes a checkpoint in parts that could not be written because of `error`, if it is not whole.
+
+    Where the disk was full, an old one makes room. Returns whether one did.
+    """
+    if not path.exists():
+        remove(path)
+    return is_full(error) and make_room(path.parent, healthy)
+
+
+def failure(path: Path, error: BaseException) -> str:
+    """Says that a checkpoint could not be written because of `error`, and what is left."""
+    others = list_numbered(path.parent)
+    left = f"{others[0].name} is whole" if others else "there is no other"
+    reason, step = getattr(error, "strerror", None) or one_line(error), int(path.stem.split("-")[1])
+    return f"{path.parent}: the checkpoint of step {step} could not be written ({reason}); {left}"
 
 
 def make_last(path: Path) -> None:
@@ -144,10 +161,7 @@ def find_healthy(folder: Path) -> Path | None:
 
 
 def locate(resume: str | Path) -> Path:
-    """Finds the checkpoint file (which may not exist) of a file's path, or of a folder that holds one.
-
-    The folder may also be one that `save_pretrained` wrote.
-    """
+    """Finds the checkpoint file, which may not exist, of a file, a run, or what save_pretrained wrote."""
     path = Path(resume)
     if not path.is_dir() and path.suffix:
         return path
@@ -160,7 +174,7 @@ def load(path: Path, *, mmap: bool = False, like: Callable | None = None, optimi
 
     A safetensors file gives {"model": weights}. With `mmap` the tensors of a single file stay on disk until
     used; of a checkpoint in parts, those of the optimiser are left out without `optimizer`. `like` is for a
-    sharded model, see `sharding.fill`.
+    sharded model, see `parts.fill`.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the file or the folder that holds {NAME}")
@@ -181,7 +195,7 @@ def load(path: Path, *, mmap: bool = False, like: Callable | None = None, optimi
         if key == "model" or content.get(key) is not None:
             content[key] = check_weights(content.get(key), path, key, in_parts)
     if in_parts or like is not None:
-        from util.run.sharding import fill  # whose imports take a second
+        from util.checkpoint.parts import fill  # whose imports take a second
 
         with reading(path, "is no checkpoint"):
             folder = shards_of(numbered(path.parent, int(content.get("step", 0))))
@@ -195,7 +209,7 @@ def load_model(model: nn.Module, resume: str | Path, ema: bool | None) -> tuple[
     Returns the file, and whether it was the average.
     """
     path = locate(resume)
-    content = load(path)
+    content = load(path, optimizer=False)
     average = content.get("model_ema")
     if ema and not average:
         raise UserError(f"{path}: holds no averaged weights 'model_ema'; leave out --ema")
