@@ -285,6 +285,7 @@ def start_on(hosts: Hosts, number: int, data, out, *more: str, torchrun: str = "
     return hosts.start(number, flags, torchrun=torchrun)
 
 
+@pytest.mark.faults
 def test_a_host_that_dies_comes_back_and_all_ends_as_on_one_machine(
     data, uninterrupted, tmp_path, hosts_allowed
 ):
