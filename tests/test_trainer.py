@@ -50,8 +50,10 @@ def whole(data, tmp_path_factory):
     return outs
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16"])
-@pytest.mark.parametrize("stop_after", [1, 4, 7])
+@pytest.mark.parametrize(("stop_after", "amp"), [
+    (1, "off"), (7, "bf16"),
+    *(pytest.param(*both, marks=pytest.mark.slow) for both in ((1, "bf16"), (4, "off"), (4, "bf16"), (7, "off"))),
+])  # fmt: skip
 def test_stopped_after_any_step_a_run_ends_bit_for_bit_the_same(
     data, whole, tmp_path, monkeypatch, amp, stop_after
 ):
@@ -87,8 +89,10 @@ def diverged(data, tmp_path, monkeypatch):
     return train
 
 
-@pytest.mark.parametrize(("how", "healthy"), [("not finite", 4), ("finite", 5)])
-@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(("how", "healthy", "named"), [
+    ("not finite", 4, True), ("finite", 5, False),
+    *(pytest.param(*all, marks=pytest.mark.slow) for all in (("not finite", 4, False), ("finite", 5, True))),
+])  # fmt: skip
 def test_a_run_that_diverged_goes_on_from_its_last_healthy_checkpoint(
     data, diverged, capsys, how, healthy, named
 ):

@@ -99,6 +99,7 @@ def test_scores_of_many_photographs_are_those_of_torch_fidelitys_command(tmp_pat
     assert_equal_to_torch_fidelity(tmp_path, inception_weights, (320, 300))
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(tmp_path, inception_weights, monkeypatch):
     folder, one, two = photographs(tmp_path / "images", 5, seed=0), tmp_path / "one.npz", tmp_path / "two.npz"
     settings = [folder, "--inception_weights", inception_weights, *CPU, "--make_reference"]

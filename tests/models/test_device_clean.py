@@ -15,7 +15,12 @@ from models import fractalgen
 from models.fractalgen import FractalGen
 from models.sampling import generate
 
-PUBLISHED = [name for name in fractalgen.PRESETS if "tiny" not in name]
+# The larger ones differ in widths and blocks only.
+PUBLISHED = [
+    pytest.param(name, marks=[pytest.mark.slow] if "large" in name or "huge" in name else [])
+    for name in fractalgen.PRESETS
+    if "tiny" not in name
+]
 
 
 def published(name: str, blocks: int = 2, size: int | None = None) -> FractalGen:
