@@ -79,7 +79,7 @@ def lines() -> list[Line]:
                  cells(bits, train(two, work.FEW), train(three, work.FEW)), "falls"),
             Line("a", f"{name}, bits/dim: 2 levels, {work.FEW} steps; 3 levels, {work.MANY}", "",
                  cells(bits, train(two, work.FEW), train(three, work.MANY)), "falls"),
-            Line("a", "minutes of these two trainings", "", minutes, None, 1),
+            Line("a", "minutes of so many steps", "", minutes, None, 1),
         ]  # fmt: skip
     mar, guided, one = (train(model, work.MANY) for model in ("mar3", "mar3_guided", "mar3_one"))
     at_two = draw("ar3", 2), draw("mar3", 2)
