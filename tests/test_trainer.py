@@ -15,6 +15,7 @@ import engine_fractalgen
 import main_fractalgen
 from engine_fractalgen import Training
 from util import checkpoint
+from util.run.state import RunState
 
 STEPS = 12  # 3 epochs of 4
 RUN = FLAGS.replace("--save_every_steps 1", "--batch_size 4 --seed 3")
@@ -294,3 +295,22 @@ def test_a_checkpoint_with_odd_training_state_is_one_line(data, tmp_path, capsys
         line = capsys.readouterr().err
         assert line.count("\n") == 1
         assert f"{number}.pth: its optimizer or random state is not of such a run" in line
+
+
+def test_an_evaluation_waits_until_the_checkpoint_before_it_is_written(data, tmp_path, monkeypatch):
+    """That of a sharded run is written while training goes on, and a signal ends an evaluation at once."""
+    events, finish, save, nll = [], RunState.finish, RunState.save, engine_fractalgen.compute_nll
+
+    def watch(name, call):
+        def watched(*args, **how):
+            found = call(*args, **how)
+            events.append(name)
+            return found
+
+        return watched
+
+    monkeypatch.setattr(RunState, "finish", watch("finished", finish))
+    monkeypatch.setattr(RunState, "save", watch("saved", save))
+    monkeypatch.setattr(engine_fractalgen, "compute_nll", watch("measured", nll))
+    run(data, tmp_path, f"{RUN} --epochs 1")
+    assert events[: events.index("measured") + 1][-3:] == ["saved", "finished", "measured"]

@@ -327,3 +327,18 @@ def test_weights_in_other_floats_are_taken(dtype, tmp_path):
     checkpoint.save(tmp_path, {**content(), "model": other.state_dict()})
     checkpoint.load_model(model, tmp_path, ema=False)
     assert torch.equal(model.fake_latent, other.fake_latent.float())
+
+
+def test_the_last_checkpoint_is_never_one_that_goes(tmp_path, monkeypatch):
+    """If it is in parts, their folder goes with it."""
+    gone, remove = [], checkpoint.remove
+
+    def watched(file):
+        assert not file.samefile(tmp_path / checkpoint.NAME)
+        gone.append(file.name)
+        remove(file)
+
+    monkeypatch.setattr(checkpoint, "remove", watched)
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, content(step), keep_last=1)
+    assert gone == ["checkpoint-00000001.pth", "checkpoint-00000002.pth"]

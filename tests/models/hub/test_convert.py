@@ -145,3 +145,14 @@ def test_a_hostile_checkpoint_is_refused(kind, tmp_path, capsys):
     hostile.RUNS_CODE[kind](path, canary)
     assert f"{path}: " in refused(capsys, path, tmp_path / "out")
     assert not canary.exists()
+
+
+def test_a_rewritten_checkpoint_keeps_the_settings_of_its_run(tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    for folder in (run, out):
+        folder.mkdir()
+    checkpoint.save(run, {"model": fractalgen.build(MODEL, class_num=3).state_dict(), "step": 3})
+    (run / "settings.json").write_text("{}")
+    convert.main([str(run), str(out), "--single"])
+    assert (out / "settings.json").read_text() == "{}"
+    assert checkpoint.load(out / checkpoint.NAME)["step"] == 3

@@ -425,6 +425,11 @@ def test_an_address_that_cannot_be_used_is_one_line_without_secrets(
     assert "WORD" not in error
 
 
+def test_an_address_may_name_an_account():
+    for address in ("abfs://container@account.dfs.core.windows.net/pack", "ssh://me@host/pack"):
+        assert shards.location(f"{address}/") == address
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

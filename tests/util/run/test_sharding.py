@@ -9,6 +9,7 @@ import random
 import time
 import zipfile
 from argparse import Namespace
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -468,6 +469,17 @@ def test_damage_is_one_line_that_names_the_folder(two, folder, tmp_path, what):
         checkpoint.load(path)
     assert str(error.value).startswith(f"{shards}: ")
     assert "\n" not in str(error.value)
+
+
+def test_what_only_this_process_knows_to_have_failed_ends_it():
+    """The others would wait for it otherwise."""
+    from util.run.sharding import Saver
+
+    saver = object.__new__(Saver)
+    saver.copied, saver.future = None, Future()
+    saver.future.set_exception(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"))
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        saver.wait()
 
 
 def check_stall(rank: int, size: int, folder) -> None:
