@@ -187,7 +187,8 @@ class Training:
         self.model, self.loader, self.measure, self.recipe = model, loader, measure, recipe
         self.policy, self.output_dir, self.resume_from, self.flags = policy, output_dir, resume_from, flags
         self.about, self.device, self.autocast, self.world = about, device, autocast, world
-        self.save_is_due, order = False, loader.batch_sampler
+        self.save_is_due = False
+        order = loader.batch_sampler
         if len(order) < recipe.accum_iter:
             raise UserError(f"--accum_iter {recipe.accum_iter}: an epoch has only {len(order)} batches")
         self.state = RunState(
@@ -248,8 +249,7 @@ class Training:
         """Measures the weights, and keeps them if they are the best so far.
 
         It draws from no global generator, so that a run does not depend on how often it is evaluated. The
-        checkpoint is written before, so that a signal can end it at any moment. It is not compiled, because
-        it has too many shapes.
+        checkpoint is written before, so that a signal can end it at once. Its shapes are too many to compile.
         """
         state, scores = self.state, None
         if state.step == state.resumed_step:

@@ -149,9 +149,9 @@ def fill(
 ) -> dict:
     """Puts the tensors into a checkpoint: those of `folder` in place of their paths, if it is in parts.
 
-    One in parts has no entry of the optimiser then, unless `optimizer`. For a sharded model `like` is what
+    Without `optimizer` the optimiser's entry of one in parts is left out. For a sharded model `like` is what
     `Sharded.like` returns: only this process's parts are read. Raises UserError where files are missing or
-    damaged, which of the processes of such a model the first one checks.
+    damaged; of the processes of such a model only the first checks that.
     """
     shards, targets = content.pop("shards", None), {}
     with reading(folder, "cannot be read"), warnings.catch_warnings():

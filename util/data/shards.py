@@ -6,6 +6,7 @@ address it is checked when the shard has come, which then lies in the cache unde
 """
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -188,9 +189,10 @@ class Shards:
     def __getitem__(self, index: int) -> np.ndarray:
         """Raises UserError with the range of `images` that are lost if their shard cannot be read."""
         shard, number = divmod(index, self.length)
-        values, (when, why) = np.empty(self.row.shape, self.row.dtype), self.lost.get(shard, (-LOST, ""))
+        when, why = self.lost.get(shard, (-math.inf, ""))
         if time.monotonic() - when < LOST:
             raise self.error(shard, why)
+        values = np.empty(self.row.shape, self.row.dtype)
         try:
             file, start = self.opened.get(shard) or self.open(shard)
             try:
